@@ -1,0 +1,77 @@
+"""moesim: a routing simulator and capacity planner for Mixture-of-Experts models.
+
+    scenario = moesim.load("scenarios/deepseek-v3-2048-h800.yaml")
+    result = moesim.simulate(scenario)      # discrete-event simulation
+    quick = moesim.estimate(scenario)       # closed form, same columns
+    result.summary["step_time"]             # Quantity(value, unit, low, high, basis, note)
+
+Rooms are imported when a name is first used, so that `import moesim` and `moesim --help` are quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moesim.closed_form.run import estimate
+    from moesim.engine.run import simulate
+    from moesim.errors import InfeasibleError, InternalError, MoesimError, ScenarioError, UserError
+    from moesim.provenance import Quantity, Source
+    from moesim.results.compare import compare
+    from moesim.results.result import Result
+    from moesim.results.store import load as load_result
+    from moesim.results.store import save
+    from moesim.scenario.loading import load
+    from moesim.scenario.scenario import Scenario
+
+__version__ = "0.1.0"
+
+_DOORS = {
+    "InfeasibleError": "moesim.errors:InfeasibleError",
+    "InternalError": "moesim.errors:InternalError",
+    "MoesimError": "moesim.errors:MoesimError",
+    "Quantity": "moesim.provenance:Quantity",
+    "Result": "moesim.results.result:Result",
+    "Scenario": "moesim.scenario.scenario:Scenario",
+    "ScenarioError": "moesim.errors:ScenarioError",
+    "Source": "moesim.provenance:Source",
+    "UserError": "moesim.errors:UserError",
+    "compare": "moesim.results.compare:compare",
+    "estimate": "moesim.closed_form.run:estimate",
+    "load": "moesim.scenario.loading:load",
+    "load_result": "moesim.results.store:load",
+    "save": "moesim.results.store:save",
+    "simulate": "moesim.engine.run:simulate",
+}
+
+__all__ = [
+    "InfeasibleError",
+    "InternalError",
+    "MoesimError",
+    "Quantity",
+    "Result",
+    "Scenario",
+    "ScenarioError",
+    "Source",
+    "UserError",
+    "compare",
+    "estimate",
+    "load",
+    "load_result",
+    "save",
+    "simulate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _DOORS:
+        raise AttributeError(f"module 'moesim' has no attribute {name!r}")
+    module, attribute = _DOORS[name].split(":")
+    value = getattr(import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_DOORS})

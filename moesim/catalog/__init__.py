@@ -1,0 +1,13 @@
+"""The catalog: models, GPUs, fabrics, profiles and calibrations by name, every number with its source."""
+
+from moesim.catalog.loader import (
+    OVERLAY_VARIABLE,
+    derive,
+    kinds,
+    load,
+    names,
+    not_modelled,
+    raw,
+)
+
+__all__ = ["OVERLAY_VARIABLE", "derive", "kinds", "load", "names", "not_modelled", "raw"]

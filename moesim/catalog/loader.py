@@ -1,0 +1,177 @@
+"""Finds catalog entries by kind and name, in the package's data and in the user's overlay folder.
+
+A kind is a file `KIND.yaml` or a folder `KIND/*.yaml`; a file maps names to entries. Its `sources` are shared by all of
+them, and a key such as "bf16, fp8" there stands for both fields. The folder that the variable MOESIM_CATALOG names has
+the same layout and goes before the package; its entries may start from another one with `base: NAME`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from copy import deepcopy
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, overload
+
+from pydantic import ValidationError
+
+from moesim.catalog.yaml_files import read_mapping, read_text
+from moesim.errors import FileError, Problem, ScenarioError, UnknownNameError, UserError, shorten
+from moesim.specs.base import SourcedSpec
+from moesim.specs.cluster import FabricSpec
+from moesim.specs.explain import explain
+from moesim.specs.gpu import GpuSpec
+from moesim.specs.model import ModelSpec
+from moesim.specs.routing import LoadProfile
+
+OVERLAY_VARIABLE = "MOESIM_CATALOG"
+Entry = dict[str, Any]
+
+_PACKAGED = Path(__file__).parent / "data"
+_NOT_MODELLED = "not_modelled"
+_SPECS: dict[str, type[SourcedSpec]] = {
+    "models": ModelSpec,
+    "gpus": GpuSpec,
+    "fabrics": FabricSpec,
+    "profiles": LoadProfile,
+}
+_TOP_LEVEL_KEY = re.compile(r"^([A-Za-z0-9][\w.+-]*):(?=\s|$)", re.MULTILINE)
+
+
+@overload
+def load(kind: Literal["models"], name: str) -> ModelSpec: ...
+@overload
+def load(kind: Literal["gpus"], name: str) -> GpuSpec: ...
+@overload
+def load(kind: Literal["fabrics"], name: str) -> FabricSpec: ...
+@overload
+def load(kind: Literal["profiles"], name: str) -> LoadProfile: ...
+@overload
+def load(kind: str, name: str) -> SourcedSpec: ...
+def load(kind: str, name: str) -> SourcedSpec:
+    """The noun that a catalog name stands for.
+
+    Raises `UnknownNameError`, and `ScenarioError` with every problem of an overlay entry that is not valid.
+    """
+    if kind not in _SPECS:
+        raise UnknownNameError("kind of noun", kind, _SPECS)
+    return _SPECS[kind].model_validate({"name": name, **raw(kind, name)})
+
+
+def names(kind: str) -> tuple[str, ...]:
+    """All names of a kind, sorted, the overlay's included."""
+    return tuple(sorted({name for path in _files(kind) for name in _names_in(path)}))
+
+
+def kinds() -> tuple[str, ...]:
+    """What the catalog holds: "models", "gpus", ...; the data folder decides, an overlay adds none."""
+    return tuple(sorted({path.stem for path in _PACKAGED.iterdir() if path.is_dir() or path.suffix == ".yaml"}))
+
+
+def not_modelled() -> dict[str, str]:
+    """Models of the literature that are not in the catalog, each with the reason."""
+    return dict(_document(_PACKAGED / "models" / f"{_NOT_MODELLED}.yaml"))
+
+
+def raw(kind: str, name: str) -> Entry:
+    """A fresh copy of an entry as plain data, its sources spread out to one a field; the `name` is not part of it."""
+    return _find(kind, name, _files(kind), ())
+
+
+def derive(base: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> Entry:
+    """`base` with `changes`, mappings merged; a changed field that brings no source is assumed, its source `where`."""
+    merged = {**base}
+    for field, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(base.get(field), Mapping) and field != "sources"
+        merged[field] = {**base[field], **value} if both else value
+    own = {"basis": "assumed", "where": where}
+    changed = dict.fromkeys(set(changes) - {"sources", "name", "title", "note"}, own)
+    sources = changes.get("sources")
+    merged["sources"] = {**base.get("sources", {}), **changed, **(sources if isinstance(sources, Mapping) else {})}
+    return merged
+
+
+def _find(kind: str, name: str, files: list[Path], seen: tuple[str, ...]) -> Entry:
+    for index, path in enumerate(files):
+        if name not in _names_in(path):
+            continue
+        document = _document(path)
+        entry = _with_sources(document, name, path)
+        if kind not in _SPECS or path.is_relative_to(_PACKAGED):
+            return entry
+        if "base" in entry:
+            base = str(entry.pop("base"))
+            if base in seen:
+                raise FileError(f"{path}: {name}: its bases go in a circle: {' -> '.join((*seen, name, base))}")
+            # An entry may start from the one that it replaces.
+            below = files[index + 1 :] if base == name else files
+            entry = derive(_find(kind, base, below, seen if base == name else (*seen, name)), entry, str(path))
+        _check(kind, name, entry, path)
+        return entry
+    reason = not_modelled().get(name) if kind == "models" else None
+    if reason:
+        raise UserError(f"model {name!r} cannot be computed with: {reason}")
+    raise UnknownNameError(kind.removesuffix("s"), name, names(kind))
+
+
+def _with_sources(document: Entry, name: str, path: Path) -> Entry:
+    """A copy of an entry with the file's shared sources under its own."""
+    entry = deepcopy(document[name])
+    if not isinstance(entry, dict):
+        raise FileError(f"{path}: {name}: expected a mapping of keys, got {shorten(entry)}")
+    shared, own = document.get("sources", {}), entry.get("sources", {})
+    if isinstance(shared, dict) and isinstance(own, dict) and (shared or own):
+        entry["sources"] = {**_spread(deepcopy(shared)), **_spread(own)}
+    return entry
+
+
+def _spread(sources: Mapping[Any, Any]) -> Entry:
+    """One key a field, for keys that list several."""
+    return {field.strip(): source for fields, source in sources.items() for field in str(fields).split(",")}
+
+
+def _check(kind: str, name: str, entry: Entry, path: Path) -> None:
+    """Raises `ScenarioError` with all that is wrong with an overlay's entry, so that its file is named."""
+    try:
+        _SPECS[kind].model_validate({"name": name, **entry})
+    except ValidationError as error:
+        found = [Problem(f"{name}.{problem.where}", problem.what) for problem in explain(error, _SPECS[kind])]
+        raise ScenarioError(found, str(path)) from error
+
+
+def _files(kind: str) -> list[Path]:
+    """The files that hold entries of a kind, the overlay's first."""
+    if kind not in kinds():
+        raise UnknownNameError("catalog kind", kind, kinds())
+    folders = [_PACKAGED]
+    overlay = os.environ.get(OVERLAY_VARIABLE)
+    if overlay:
+        folders.insert(0, Path(overlay).expanduser().absolute())
+        if not folders[0].is_dir():
+            raise FileError(f"{OVERLAY_VARIABLE}={shorten(overlay, 200)}: is not a folder")
+    found = [path for folder in folders for path in (folder / f"{kind}.yaml", *sorted((folder / kind).glob("*.yaml")))]
+    return [path for path in found if path.stem != _NOT_MODELLED and path.exists()]
+
+
+def _names_in(path: Path) -> frozenset[str]:
+    return _cached_names(path, path.stat().st_mtime_ns)
+
+
+def _document(path: Path) -> Entry:
+    return _cached_document(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=512)
+def _cached_names(path: Path, stamp: int) -> frozenset[str]:
+    """The names in a file. The package's own files are scanned, not parsed: they keep names at the start of a line."""
+    if path.is_relative_to(_PACKAGED):
+        return frozenset(_TOP_LEVEL_KEY.findall(read_text(path))) - {"sources"}
+    return frozenset(_cached_document(path, stamp)) - {"sources"}
+
+
+@lru_cache(maxsize=128)
+def _cached_document(path: Path, stamp: int) -> Entry:
+    """The parsed file; `stamp`, its time of change, makes an edited file a new one."""
+    return read_mapping(path)

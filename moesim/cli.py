@@ -1,0 +1,251 @@
+"""The command line: thin verbs over the package; no maths here. Exit codes are those of `moesim.errors`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import click
+import typer
+
+import moesim
+from moesim import errors
+
+if TYPE_CHECKING:
+    from moesim.results.result import Result
+    from moesim.scenario.scenario import Scenario
+
+app = typer.Typer(
+    name="moesim",
+    help="Routing simulator and capacity planner for Mixture-of-Experts models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ScenarioFile = Annotated[Path, typer.Argument(help="a scenario file (YAML)", show_default=False)]
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override one key, e.g. cluster.gpus=512")]
+AsJson = Annotated[bool, typer.Option("--json", help="one JSON object on standard output")]
+Anyway = Annotated[bool, typer.Option("--even-if-infeasible", help="answer although the model does not fit in memory")]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="show a traceback on errors")] = False,
+) -> None:
+    """Which cluster, which parallelism, which dispatcher? Ask before you own a GPU."""
+    if version:
+        typer.echo(moesim.__version__)
+        raise typer.Exit
+    context.obj = {"debug": debug}
+
+
+@app.command()
+def simulate(
+    scenario: ScenarioFile,
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option("--out", help="folder for the results [default: out/NAME]")] = None,
+    as_json: AsJson = False,
+    anyway: Anyway = False,
+) -> None:
+    """Simulate a training step event by event; write tables, a report and a timeline."""
+    loaded = _load(scenario, settings)
+    folder = out or Path("out") / loaded.name
+    from moesim.results.store import check_folder
+
+    check_folder(folder)
+    with _Progress() as progress:
+        result = moesim.simulate(loaded, progress, even_if_infeasible=anyway)
+        progress("writing results", 0.0)
+        written = moesim.save(result, folder)
+    _show_result(result, as_json)
+    _say(f"wrote {', '.join(path.name for path in written)} in {folder}/")
+
+
+@app.command()
+def estimate(scenario: ScenarioFile, settings: Settings = None, as_json: AsJson = False, anyway: Anyway = False) -> None:
+    """The closed form: the same columns in milliseconds."""
+    _show_result(moesim.estimate(_load(scenario, settings), even_if_infeasible=anyway), as_json)
+
+
+@app.command()
+def compare(
+    scenarios: Annotated[list[Path], typer.Argument(help="two or more scenario files or result folders")],
+    settings: Settings = None,
+    simulated: Annotated[bool, typer.Option("--simulate", help="simulate each instead of estimating it")] = False,
+    as_json: AsJson = False,
+    anyway: Anyway = False,
+) -> None:
+    """Scenarios side by side: every metric, difference, ratio, and which part explains it."""
+    if len(scenarios) < 2:
+        raise errors.UserError("compare needs at least two scenarios")
+    results = [_answer(path, settings, simulated, anyway) for path in scenarios]
+    comparison = moesim.compare(results)
+    if as_json:
+        _print_json(comparison.as_dict())
+        return
+    from moesim.results.compare import comparison_table
+
+    _console().print(comparison_table(comparison))
+    for why in comparison.explanations:
+        _console().print(why.sentence, highlight=False)
+
+
+@app.command()
+def show(scenario: ScenarioFile, settings: Settings = None, as_json: AsJson = False) -> None:
+    """The scenario with every default filled in and the source of each catalog number."""
+    loaded = _load(scenario, settings)
+    if as_json:
+        _print_json(loaded.document())
+        return
+    from moesim.scenario.loading import to_yaml
+
+    sys.stdout.write(to_yaml(loaded.document()))
+
+
+@app.command()
+def check(scenario: ScenarioFile, settings: Settings = None, as_json: AsJson = False) -> None:
+    """All problems of a scenario at once; exit code 2 where there is one, 3 where it does not fit in memory."""
+    problems: list[dict[str, str]] = []
+    infeasible = None
+    try:
+        loaded = _load(scenario, settings)
+        moesim.estimate(loaded)
+    except errors.ScenarioError as error:
+        if not as_json:
+            raise
+        problems = [{"where": problem.where, "what": problem.what} for problem in error.problems]
+    except errors.InfeasibleError as error:
+        if not as_json:
+            raise
+        infeasible = str(error)
+    if as_json:
+        _print_json({"scenario": str(scenario), "problems": problems, "infeasible": infeasible})
+        raise typer.Exit(2 if problems else 3 if infeasible else 0)
+    typer.echo(f"{scenario}: no problems")
+
+
+@app.command()
+def catalog(
+    kind: Annotated[str | None, typer.Argument(help="models, gpus, fabrics, profiles, routers, dispatchers, ...")] = None,
+    name: Annotated[str | None, typer.Argument(help="one entry")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List and show models, GPUs, fabrics, load profiles, routers, dispatchers and calibrations, with sources."""
+    from moesim import listing
+    from moesim.scenario.loading import to_yaml
+
+    if kind is None:
+        listed: Any = listing.overview()
+    else:
+        listed = listing.entries(kind) if name is None else listing.entry(kind, name)
+    if as_json:
+        _print_json(listed)
+    elif name is not None:
+        sys.stdout.write(to_yaml(listed))
+    else:
+        _console().print(listing.table(listed, kind))
+
+
+def _load(path: Path, settings: list[str] | None) -> Scenario:
+    return moesim.load(path, settings or ())
+
+
+def _answer(path: Path, settings: list[str] | None, simulated: bool, anyway: bool) -> Result:
+    """The result in a folder, or that of a scenario."""
+    if path.is_dir() and (path / "result.json").exists():
+        return moesim.load_result(path)
+    loaded = _load(path, settings)
+    if not simulated:
+        return moesim.estimate(loaded, even_if_infeasible=anyway)
+    with _Progress() as progress:
+        return moesim.simulate(loaded, progress, even_if_infeasible=anyway)
+
+
+def _show_result(result: Result, as_json: bool) -> None:
+    if as_json:
+        _print_json(result.as_dict())
+        return
+    from moesim.results import table
+
+    console = _console()
+    if result.question:
+        console.print(result.question, style="bold", highlight=False)
+    console.print(table.summary_table(result))
+    console.print(table.breakdown_table(result))
+    console.print(table.memory_table(result))
+    for note in result.notes:
+        _say(f"note: {note}")
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console()
+
+
+def _print_json(data: Any) -> None:
+    sys.stdout.write(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _say(text: str) -> None:
+    """A note for the reader: standard error, so that standard output stays the answer alone."""
+    print(text, file=sys.stderr)
+
+
+class _Progress:
+    """A progress bar on standard error; called with what is being done and the share of it that is over."""
+
+    def __enter__(self) -> _Progress:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeRemainingColumn())
+        self._bars = Progress(*columns, console=Console(stderr=True), transient=True)
+        self._tasks: dict[str, Any] = {}
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def __call__(self, what: str, share: float) -> None:
+        if what not in self._tasks:
+            self._tasks[what] = self._bars.add_task(what, total=1.0)
+        self._bars.update(self._tasks[what], completed=share)
+
+
+def main() -> NoReturn:
+    """Runs the command; every mistake becomes one clear message and its exit code."""
+    debug = "--debug" in sys.argv[1:]
+    try:
+        code = app(standalone_mode=False)
+    except errors.MoesimError as error:
+        code = _fail(error, str(error), error.exit_code, debug)
+    except click.ClickException as error:
+        error.show()
+        code = errors.UserError.exit_code
+    except (KeyboardInterrupt, click.Abort) as error:
+        code = _fail(error, "interrupted: nothing was left half-written", 130, debug)
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 0
+    except Exception as error:  # noqa: BLE001 - the last resort: our bug, reported as such
+        what = f"{type(error).__name__}: {error}"
+        code = _fail(error, f"internal error, please report it (run again with --debug): {what}", 70, debug)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(error: BaseException, message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    if isinstance(error, errors.InternalError):
+        message = f"internal error, please report it: {message}"
+    print(f"moesim: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,164 @@
+"""Routing without tokens: expected rows of every expert and rank, and the spread that sampling them would show.
+
+L MoE layers, R ranks of the expert-parallel group, E experts, T tokens of a rank, K choices.
+
+Popularity of experts is the simulation's own (same streams). Inclusion: p = 1 - exp(-tau w) with sum p = K. An
+expert's rows spread by binomial sampling and by the sequences' tilt; the spread is laid out as the expected order
+statistics of a normal sample, shuffled, so that maxima are expected maxima. Left out: what a group limit does to
+uneven popularity, and correlation between experts of one sequence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr, ndtri
+
+from moesim.network.demand import Choices, Demand, distinct_places
+from moesim.randomness import Streams
+from moesim.routing.capacity import CapacityRule
+from moesim.routing.loads import layer_weights
+from moesim.step.model import StepModel
+from moesim.step.routed import Exchange, RoutedWork
+
+Floats = NDArray[np.float64]
+_PRICED_LAYERS = 8
+_NEWTON_STEPS = 12
+
+
+@dataclass(frozen=True)
+class _Loads:
+    """Rows [L, E] routed to and kept by each expert in one microbatch of the group."""
+
+    routed: Floats
+    kept: Floats
+
+
+def expected_work(model: StepModel, balanced: bool = False) -> RoutedWork | None:
+    """Seconds and bytes of all routed work, one expected sample a layer; `balanced`: every expert gets the same."""
+    if not model.scenario.model.is_moe:
+        return None
+    loads = _loads(model, balanced)
+    ranks = model.scenario.parallelism.expert
+    computed = model.computed_rows(loads.kept).reshape(len(loads.kept), 1, ranks, -1)
+    forward, backward, weight = model.prices.experts(computed)
+    dispatch, combine, traffic = _exchanges(model, computed.sum(axis=-1)[:, 0, :])
+    return RoutedWork(
+        dispatch=dispatch,
+        combine=combine,
+        forward=forward,
+        backward=backward,
+        weight=weight,
+        rows=computed.sum(axis=-1),
+        expert_routed=loads.routed[:, None, :],
+        expert_kept=loads.kept[:, None, :],
+        traffic=traffic,
+    )
+
+
+def inclusion(weights: Floats, top_k: int) -> Floats:
+    """Probability [..., E] that an expert is among a token's K, drawn in proportion to `weights` without repetition."""
+    experts = weights.shape[-1]
+    if top_k >= experts:
+        return np.ones_like(weights)
+    share = weights / weights.mean(axis=-1, keepdims=True)
+    tau = np.full((*weights.shape[:-1], 1), -np.log1p(-top_k / experts))
+    for _ in range(_NEWTON_STEPS):
+        miss = np.exp(-tau * share)
+        excess = (1 - miss).sum(axis=-1, keepdims=True) - top_k
+        tau = np.maximum(tau - excess / (share * miss).sum(axis=-1, keepdims=True), tau / 4)
+    return 1 - np.exp(-tau * share)
+
+
+def _loads(model: StepModel, balanced: bool) -> _Loads:
+    scenario = model.scenario
+    layers, experts, ranks = len(model.moe_index), scenario.model.n_experts, scenario.parallelism.expert
+    tokens = scenario.tokens_per_rank * scenario.parallelism.expert_tensor
+    if balanced:
+        even = np.full((layers, experts), tokens * ranks * scenario.model.top_k / experts)
+        return _Loads(even, even)
+    streams = Streams(scenario.routing.seed)
+    chance = inclusion(layer_weights(scenario.routing.load, experts, layers, streams), scenario.model.top_k)
+    tilt = _tilt_variance(chance, scenario.routing.load.sequence_tilt)
+    sequences = scenario.workload.micro_batch
+    single = tokens * chance * (1 - chance) + tokens**2 * tilt / sequences
+    mean, spread = tokens * ranks * chance, np.sqrt(ranks * single)
+    routed = np.maximum(0.0, mean + spread * _normal_scores(layers, experts, streams))
+    routed *= mean.sum(axis=-1, keepdims=True) / routed.sum(axis=-1, keepdims=True)
+    rule = model.capacity_rule
+    if rule is None:
+        return _Loads(routed, routed)
+    kept = _kept(rule, routed, np.sqrt(single), model)
+    return _Loads(routed, kept)
+
+
+def _tilt_variance(chance: Floats, tilt: float) -> Floats:
+    """Variance over sequences of an expert's inclusion under a log-normal tilt of its weight, to first order."""
+    slope = -(1 - chance) * np.log1p(-np.minimum(chance, 1 - 1e-12))
+    return slope**2 * np.expm1(tilt**2)
+
+
+def _normal_scores(layers: int, experts: int, streams: Streams) -> Floats:
+    scores = ndtri((np.arange(1, experts + 1) - 0.375) / (experts + 0.25)) if experts > 1 else np.zeros(1)
+    return streams.generator("routing/expected").permuted(np.tile(scores, (layers, 1)), axis=1)
+
+
+def _kept(rule: CapacityRule, routed: Floats, spread: Floats, model: StepModel) -> Floats:
+    """Expected rows within capacity, of a normal number of rows in each of the rule's scopes."""
+    ranks = model.scenario.parallelism.expert
+    scopes = ranks if rule.per_source else 1
+    capacity = model.capacity_rows / scopes
+    mean = routed / scopes
+    sigma = np.maximum(spread if rule.per_source else np.sqrt(ranks) * spread, 1e-9)
+    over = (mean - capacity) / sigma
+    density = np.exp(-0.5 * over**2) / np.sqrt(2 * np.pi)
+    dropped = (mean - capacity) * ndtr(over) + sigma * density
+    return np.clip(mean - dropped, 0.0, np.minimum(mean, capacity)) * scopes
+
+
+def _exchanges(model: StepModel, rank_rows: Floats) -> tuple[Exchange, Exchange, Floats]:
+    """Dispatch and combine priced for evenly spaced layers; the layers between take the nearest one's."""
+    layers = len(rank_rows)
+    count = min(layers, max(1, min(_PRICED_LAYERS, (1 << 18) // rank_rows.shape[1] ** 2)))
+    chosen = np.unique(np.linspace(0, layers - 1, count).round().astype(int))
+    nearest = np.abs(np.arange(layers)[:, None] - chosen).argmin(axis=1)
+    demand = _demand(model, rank_rows[chosen])
+    times = model.mover.times(demand)
+
+    def one(direction: str) -> Exchange:
+        port = getattr(times, direction)
+        names = ("send", "receive", "bytes_up", "bytes_out", "received_up", "received_out")
+        return Exchange(float(port.latency), **{name: getattr(port, name)[nearest][:, None, :] for name in names})
+
+    traffic = demand.rank_tokens.mean(axis=0) * model.mover.payload.dispatch
+    np.fill_diagonal(traffic, 0.0)
+    return one("dispatch"), one("combine"), traffic
+
+
+def _demand(model: StepModel, rank_rows: Floats) -> Demand:
+    """Copies and distinct tokens between ranks when every source sends alike and rank r gets `rank_rows` [B, R]."""
+    scenario, network = model.scenario, model.mover.network
+    ranks, split = scenario.parallelism.expert, scenario.parallelism.expert_tensor
+    spec, router = scenario.model, scenario.model.router
+    choices = Choices(spec.n_experts, spec.top_k, router.groups, router.top_groups)
+    tokens = float(scenario.tokens_per_rank)
+    share = rank_rows / (split * tokens * ranks)  # copies a token to each rank
+    starts = np.arange(0, ranks, network.ranks_per_domain)
+    sizes = np.diff(np.append(starts, ranks))
+    hit_rank = _hit(share, spec.top_k / ranks, distinct_places(choices, ranks) / ranks)
+    domain_share = np.add.reduceat(share, starts, axis=-1)
+    even_hit = np.array([distinct_places(choices, ranks / size) * size / ranks for size in sizes.tolist()])
+    hit_domain = _hit(domain_share, spec.top_k * sizes / ranks, even_hit)
+
+    def spread(hits: Floats) -> Floats:
+        return np.repeat((tokens * hits)[:, None, :], ranks, axis=1)
+
+    return Demand(spread(share), spread(hit_rank), spread(hit_domain), np.full(ranks, tokens), network.ranks_per_domain)
+
+
+def _hit(share: Floats, even_share: Floats | float, even_hit: Floats | float) -> Floats:
+    """Probability that a token reaches a place: 1 - (1 - even) ^ (load over even load), never above its copies."""
+    missed = np.maximum(1 - np.asarray(even_hit), 1e-12)
+    return np.minimum(1 - missed ** (share / even_share), share)

@@ -1,0 +1,1 @@
+"""What one thing costs: pure functions returning seconds, bytes, joules, dollars."""

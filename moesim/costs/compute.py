@@ -1,0 +1,129 @@
+"""Compute law of a training step: GEMM, attention scores, memory-bound passes, host time.
+
+Coefficients: catalog calibration "training-compute". Each function takes what one GPU does for one microbatch and
+returns seconds. T tokens of a rank, E local experts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim import catalog
+from moesim.provenance import Basis, worst
+from moesim.specs.gpu import GpuSpec
+from moesim.specs.workload import ComputeFormat
+
+Floats = NDArray[np.float64]
+
+_BYTES = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "fp8-block": 1.03, "mxfp8": 1.03, "nvfp4": 0.5625}
+
+
+@lru_cache(maxsize=1)
+def coefficients() -> dict[str, Any]:
+    """The calibration "training-compute"."""
+    return catalog.raw("calibrations", "training-compute")
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a GPU sustains in a training step.
+
+    `gemm`, `grouped_gemm` (in the compute format), `bf16_gemm`, `scores` in FLOP/s; `memory` in bytes/s;
+    `quantize` the factor on memory-bound passes; `weight_bytes` bytes a weight element as a GEMM reads it;
+    `band` the relative range (90 % of calibrated rows lie within).
+    """
+
+    gemm: float
+    grouped_gemm: float
+    bf16_gemm: float
+    scores: float
+    memory: float
+    quantize: float
+    weight_bytes: float
+    basis: Basis
+    band: float
+
+
+def rates(gpu: GpuSpec, compute: ComputeFormat, busy_multiprocessors: int = 0) -> Rates:
+    """Sustained rates of `gpu` while `busy_multiprocessors` of its SMs serve communication kernels."""
+    data = coefficients()
+    free = 1.0 - busy_multiprocessors / gpu.multiprocessors if gpu.multiprocessors else 1.0
+    free = max(free, 0.05)
+    bf16 = gpu.bf16 * gemm_efficiency(gpu, "bf16") * free
+    gemm = peak(gpu, compute) * gemm_efficiency(gpu, compute) * free
+    scores = data["attention_scores"]
+    fitted = "bf16" if compute == "fp16" else compute
+    known = fitted in data["fitted"].get(gpu.generation, ())
+    exact_gpu = known and gpu.name in ("h100-sxm", "gb200-nvl72")
+    residual = data["residual"] if exact_gpu else data["residual_elsewhere"]
+    return Rates(
+        gemm=gemm,
+        grouped_gemm=gemm * data["grouped_gemm"],
+        bf16_gemm=bf16,
+        scores=gpu.bf16 * scores.get(gpu.generation, scores["other"]) * free,
+        memory=gpu.memory_bandwidth * data["memory_efficiency"],
+        quantize=data["quantize_passes"] if _BYTES[compute] < 2 else 1.0,
+        weight_bytes=_BYTES[compute],
+        basis=worst([data["source"]["basis"], "fitted" if known else "assumed"]),
+        band=residual["p90"],
+    )
+
+
+def peak(gpu: GpuSpec, compute: ComputeFormat) -> float:
+    """The datasheet's dense peak in a compute format, FLOP/s; the scenario's checks guarantee that it exists."""
+    rate = {"nvfp4": gpu.fp4, "bf16": gpu.bf16, "fp16": gpu.bf16}.get(compute, gpu.fp8)
+    return rate or gpu.bf16
+
+
+def gemm_efficiency(gpu: GpuSpec, compute: ComputeFormat) -> float:
+    """Share of the dense peak that training GEMMs reach: fitted for the generation, else by the datasheet rule."""
+    data = coefficients()
+    compute = "bf16" if compute == "fp16" else compute
+    fitted = data["gemm_efficiency"].get(gpu.generation, {}).get(compute)
+    watts_per_teraflop = gpu.power / (gpu.bf16 / 1e12) if gpu.power else None
+    if fitted is not None:
+        return float(fitted) * _power_factor(gpu, watts_per_teraflop)
+    rule = data["gemm_rule"]
+    share = rule[compute] * (watts_per_teraflop or 0.5) ** rule["exponent"] * data["gemm_rule_training"][compute]
+    return float(min(share, data["gemm_rule_limit"]))
+
+
+def _power_factor(gpu: GpuSpec, watts_per_teraflop: float | None) -> float:
+    reference = coefficients()["power_reference"]
+    if gpu.generation not in reference["generations"] or watts_per_teraflop is None:
+        return 1.0
+    factor = watts_per_teraflop / (reference["watts"] / reference["bf16_tflops"])
+    return float(min(factor, reference["limit"]))
+
+
+def gemm_seconds(flops: float, rate: float) -> float:
+    """Seconds of dense matrix products."""
+    return flops / rate
+
+
+def passes_seconds(elements: float, passes: float, rates: Rates) -> float:
+    """Seconds of memory-bound work: `passes` over `elements` bf16 values."""
+    return 2.0 * elements * passes * rates.quantize / rates.memory
+
+
+def experts_seconds(rows: Floats, flops_per_row: float, weight_elements: float, rates: Rates) -> Floats:
+    """Seconds of the grouped GEMM [...] from rows of each local expert [..., E].
+
+    Per active expert the 2-norm of arithmetic and of reading its weights once: sqrt((f n)^2 + b^2).
+    """
+    arithmetic = rows * (flops_per_row / rates.grouped_gemm)
+    reading = weight_elements * rates.weight_bytes / rates.memory
+    seconds = np.hypot(arithmetic, reading)
+    return np.where(rows > 0, seconds, 0.0).sum(axis=-1)
+
+
+def smooth_max(left: Floats | float, right: Floats | float, exponent: float) -> Any:
+    """(a^p + b^p)^(1/p): a maximum whose edge is rounded, as host and GPU interleave."""
+    high, low = np.maximum(left, right), np.minimum(left, right)
+    safe = np.where(high > 0, high, 1.0)
+    return high * (1.0 + (low / safe) ** exponent) ** (1.0 / exponent)

@@ -1,0 +1,85 @@
+"""Memory law of one GPU in training: weights, gradients, optimizer, activations, logits, buffers.
+
+Source: physics of the training step, memory line; coefficients in catalog calibration "memory".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from moesim import catalog
+from moesim.specs.model import ModelSpec
+from moesim.specs.workload import PrecisionSpec
+
+
+@lru_cache(maxsize=1)
+def coefficients() -> dict[str, Any]:
+    """The calibration "memory"."""
+    return catalog.raw("calibrations", "memory")
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Over how many ranks each state is spread: 1 where it is replicated."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+
+
+@dataclass(frozen=True)
+class TokenLayer:
+    """Bytes that one token leaves behind in one layer until its backward, by part."""
+
+    attention: float
+    dense: float
+    experts: float
+
+
+def state_bytes(held: float, shards: Shards, precision: PrecisionSpec) -> dict[str, float]:
+    """Bytes of weights, gradients and optimizer states of `held` parameters on one GPU."""
+    gradient = 4.0 if precision.gradients == "fp32" else 2.0
+    optimizer = float(coefficients()["optimizer_bytes"][precision.optimizer])
+    return {
+        "weights": 2.0 * held / shards.weights,
+        "gradients": gradient * held / shards.gradients,
+        "optimizer": optimizer * held / shards.optimizer,
+    }
+
+
+def token_layer_bytes(model: ModelSpec, precision: PrecisionSpec, rows_per_token: float, recompute: frozenset[str]) -> TokenLayer:
+    """Bytes a token and layer keeps: `rows_per_token` counts the routed copies computed on the rank a token.
+
+    `recompute`: names of modules that run again in the backward and so keep less; "full" keeps the layer's input.
+    """
+    h = model.d_model
+    if "full" in recompute:
+        return TokenLayer(2.0 * h, 0.0, 0.0)
+    q = 2.0 if precision.compute in ("bf16", "fp16") else 1.0
+    gates = model.expert_matrices - 1
+    dense_gates = model.dense_matrices - 1
+    wide, values = model.qkv_width * model.attention_blocks, model.value_width * model.attention_blocks
+    attention = (0.0 if "layernorm" in recompute else 2.0 * h) + q * h
+    if model.mla is not None and "mla_up_proj" in recompute:
+        # What is left of queries, keys and values are the latent vectors they are computed from.
+        wide = float(model.mla.q_lora_rank + model.mla.kv_lora_rank + model.mla.qk_rope)
+    attention += 2.0 * wide
+    attention += 0.0 if "core_attn" in recompute else 2.0 * values
+    norm = (0.0 if "layernorm" in recompute else 2.0 * h) + q * h
+    dense = norm if "mlp" in recompute else norm + dense_gates * 2.0 * (model.d_ff_dense or 0) + q * (model.d_ff_dense or 0)
+    width = float(model.d_ff_expert or 0)
+    activated = 0.0 if "moe_act" in recompute else q * width
+    routed = 0.0 if "moe" in recompute else rows_per_token * (q * h + gates * 2.0 * width + activated)
+    shared = 0.0 if "shared_experts" in recompute else (gates * 2.0 + q) * model.shared_expert_width
+    beside = dense - norm if model.dense_beside_experts else 0.0
+    return TokenLayer(attention, dense, norm + routed + shared + beside)
+
+
+def verdict(need: float, have: float) -> str:
+    """"fits", "tight" (needs off-load or recompute) or "infeasible"."""
+    ratio = need / have
+    if ratio <= coefficients()["fits"]:
+        return "fits"
+    return "tight" if ratio <= coefficients()["infeasible"] else "infeasible"

@@ -1,0 +1,1 @@
+"""The simulated road: a discrete-event simulation on simpy."""

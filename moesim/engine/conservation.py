@@ -1,0 +1,66 @@
+"""Laws that hold in every run; a breach is our bug, never the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.errors import InternalError
+from moesim.step.model import StepModel
+from moesim.step.routed import RoutedWork
+
+if TYPE_CHECKING:
+    from moesim.engine.streams import Device
+
+Columns = dict[str, NDArray[Any]]
+_TOLERANCE = 1e-9
+
+
+def check_step(model: StepModel, devices: Sequence[Device], columns: Columns) -> None:
+    """Every begun operation ended, streams never overlap themselves, every microbatch passed every chunk once."""
+    for device in devices:
+        for run in device.runs:
+            if not all(event.processed for event in run.done):
+                raise InternalError(f"pipeline rank {device.stage}: an operation of {run.slot} never ended")
+    _streams_do_not_overlap(columns)
+    _every_microbatch_everywhere(model, devices)
+
+
+def check_routing(model: StepModel, routed: RoutedWork) -> None:
+    """Token copies routed = computed + dropped, and bytes sent = bytes received on each tier."""
+    scenario = model.scenario
+    layout, top_k = scenario.parallelism, scenario.model.top_k
+    total = scenario.tokens_per_rank * layout.expert_tensor * layout.expert * top_k
+    presented = routed.expert_routed.sum(axis=-1)
+    if not np.all(presented == total):
+        raise InternalError(f"routing: {presented.min()}..{presented.max()} copies routed of {total} presented")
+    if np.any(routed.expert_kept > routed.expert_routed):
+        raise InternalError("routing: an expert computes more copies than were routed to it")
+    for name, exchange in (("dispatch", routed.dispatch), ("combine", routed.combine)):
+        for tier, sent, received in (
+            ("scale-up", exchange.bytes_up, exchange.received_up),
+            ("scale-out", exchange.bytes_out, exchange.received_out),
+        ):
+            if not np.allclose(sent.sum(axis=-1), received.sum(axis=-1), rtol=1e-9):
+                raise InternalError(f"{name}: bytes sent over the {tier} tier differ from bytes received")
+
+
+def _streams_do_not_overlap(columns: Columns) -> None:
+    for stage in np.unique(columns["stage"]):
+        for stream in ("compute", "communication"):
+            rows = (columns["stream"] == stream) & (columns["stage"] == stage)
+            begin, end = columns["begin_mean"][rows], columns["end_mean"][rows]
+            if np.any(begin[1:] < end[:-1] - _TOLERANCE * (1.0 + np.abs(end[:-1]))):
+                raise InternalError(f"pipeline rank {stage}: its {stream} stream overlaps itself")
+
+
+def _every_microbatch_everywhere(model: StepModel, devices: Sequence[Device]) -> None:
+    expected = model.scenario.virtual_stages * model.scenario.microbatches
+    for side in ("forward", "backward", "weight"):
+        works = [getattr(run.slot, side) for device in devices for run in device.runs]
+        found = [work for work in works if work is not None]
+        if len(found) != expected or len(set(found)) != expected:
+            raise InternalError(f"schedule: {len(set(found))} of {expected} {side} works were done")

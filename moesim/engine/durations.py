@@ -1,0 +1,92 @@
+"""How long each operation takes on each rank of the group: prices, routing samples, jitter, stragglers.
+
+R ranks of the expert-parallel group.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.randomness import Streams
+from moesim.step.model import StepModel
+from moesim.step.operations import EXCHANGES, Operation
+from moesim.step.routed import Exchange, RoutedWork
+from moesim.step.schedules import Slot
+
+Floats = NDArray[np.float64]
+
+
+class Durations:
+    """Seconds of every operation of one simulated step."""
+
+    def __init__(self, model: StepModel, routed: RoutedWork | None, step: int, streams: Streams) -> None:
+        scenario = model.scenario
+        self.model, self.routed = model, routed
+        self.ranks = scenario.parallelism.expert
+        self.hop = model.prices.hop
+        self.jitter = scenario.simulation.jitter
+        self.noise = streams.generator(f"jitter/step{step}")
+        self.slowdown = np.ones(self.ranks)
+        for straggler in scenario.simulation.stragglers or ():
+            self.slowdown[straggler.rank] = straggler.slowdown
+        self.even = self.jitter == 0 and not scenario.simulation.stragglers
+        self.sample_of = _sample_plan(model, routed, step, streams)
+        self.tensor_group = _tensor_group(scenario.parallelism.tensor, self.ranks)
+
+    def together(self, operation: Operation, begin: Floats) -> Floats:
+        """Begin of an operation whose collectives hold a tensor-parallel group together."""
+        if self.tensor_group == 1 or operation.kind in EXCHANGES:
+            return begin
+        latest = begin.reshape(-1, self.tensor_group).max(axis=1)
+        return np.repeat(latest, self.tensor_group)
+
+    def run(self, stage: int, slot: Slot, operation: Operation, begin: Floats) -> tuple[Floats, Floats | float]:
+        """End [R] of an operation begun at `begin` [R], and each rank's own seconds without waiting for peers."""
+        if operation.kind in EXCHANGES:
+            return self._exchange(slot, operation, begin)
+        seconds = self._compute(slot, operation)
+        if not self.even:
+            noise = np.exp(self.jitter * self.noise.standard_normal(self.ranks)) if self.jitter else 1.0
+            seconds = seconds * self.slowdown * noise
+        return begin + seconds, seconds
+
+    def place(self, slot: Slot, operation: Operation) -> tuple[int, int]:
+        """(MoE layer, routing sample) of a routed operation."""
+        work = getattr(slot, operation.side)
+        layer = self.model.moe_index[operation.layer]
+        return layer, int(self.sample_of[layer, work.microbatch])
+
+    def _exchange(self, slot: Slot, operation: Operation, begin: Floats) -> tuple[Floats, Floats]:
+        """Own sends out, and everything meant for the rank arrived from the group's slowest begin."""
+        exchange: Exchange = getattr(self.routed, operation.kind)
+        place = self.place(slot, operation)
+        send, receive = exchange.send[place], exchange.receive[place]
+        sent = begin + (exchange.latency + send)
+        arrived = receive + (exchange.latency + begin.max())
+        end = np.where(receive > 0, np.maximum(sent, arrived), sent)
+        return end, np.maximum(send, receive) + exchange.latency
+
+    def _compute(self, slot: Slot, operation: Operation) -> Floats | float:
+        """Seconds of compute: forward, backward with or without its weight gradients, or those alone."""
+        deferred = slot.weight is None
+        if operation.kind == "experts" and self.routed is not None:
+            layer, sample = self.place(slot, operation)
+            return self.routed.seconds((layer, sample), operation.phase, deferred)
+        return self.model.prices.seconds(operation.kind, operation.layer, operation.phase, deferred)
+
+
+def _sample_plan(model: StepModel, routed: RoutedWork | None, step: int, streams: Streams) -> NDArray[np.int64]:
+    """Which routing sample each microbatch uses in each MoE layer [L, M]: every sample equally often, shuffled."""
+    batches = model.scenario.microbatches
+    if routed is None:
+        return np.zeros((0, batches), dtype=np.int64)
+    shuffle = streams.generator(f"samples/step{step}")
+    plan = np.tile(np.arange(batches) % routed.samples, (len(model.moe_index), 1))
+    return shuffle.permuted(plan, axis=1)
+
+
+def _tensor_group(tensor: int, ranks: int) -> int:
+    """Consecutive expert-parallel ranks that share a tensor-parallel group."""
+    size = min(tensor, ranks)
+    return size if ranks % size == 0 else 1

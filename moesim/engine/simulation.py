@@ -1,0 +1,154 @@
+"""Runs simulated steps: devices, slots and events on one simpy clock, then once-a-step work, then conservation."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import simpy
+from numpy.typing import NDArray
+
+from moesim.engine.conservation import check_step
+from moesim.engine.durations import Durations
+from moesim.engine.recorder import Recorder
+from moesim.engine.streams import STREAMS, Device, SlotRun
+from moesim.randomness import Streams
+from moesim.step.data_parallel import exposed
+from moesim.step.model import StepModel
+from moesim.step.routed import RoutedWork
+from moesim.step.schedules import Key, inputs
+
+Floats = NDArray[np.float64]
+Columns = dict[str, NDArray[Any]]
+Report = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class SimulatedStep:
+    """One step: its length, and for each reason the seconds that a pipeline rank's compute stream waited (mean over
+    ranks of the group and over pipeline ranks); `columns` are its operations."""
+
+    seconds: float
+    waited: dict[str, float]
+    columns: Columns
+    events: int
+
+
+def simulate_step(
+    model: StepModel, routed: RoutedWork | None, step: int, streams: Streams, report: Report | None = None
+) -> SimulatedStep:
+    """Simulates one optimizer step of one expert-parallel group through all pipeline ranks."""
+    env = simpy.Environment()
+    durations = Durations(model, routed, step, streams)
+    recorder = Recorder(durations.ranks, step)
+    devices = [Device(env, stage, durations, recorder) for stage in range(len(model.order))]
+    _plan(env, model, devices)
+    for device in devices:
+        _gather_parameters(model, device)
+        device.start()
+    if report is None:
+        env.run()
+    else:
+        _run_reporting(env, recorder, sum(len(run.operations) for device in devices for run in device.runs), report)
+    done = _finish(model, devices, recorder)
+    check_step(model, devices, done.columns)
+    _add_loads(durations, done.columns)
+    return done
+
+
+def _plan(env: simpy.Environment, model: StepModel, devices: list[Device]) -> None:
+    """Gives every device its slots, with one event an operation and one for each output that a neighbour waits for."""
+    last_chunk = model.scenario.virtual_stages - 1
+    events: defaultdict[Key, simpy.Event] = defaultdict(env.event)
+    for device, slots in zip(devices, model.order, strict=True):
+        for slot in slots:
+            operations = model.operations(slot)
+            entry = dict.fromkeys(("forward", "backward", "weight"))
+            entry.update({key[0]: events[key] for key in inputs(slot, last_chunk)})
+            leaving: dict[str, simpy.Event | None] = {"weight": None}
+            for side in ("forward", "backward"):
+                work = getattr(slot, side)
+                leaving[side] = events[side, work.chunk, work.microbatch] if work is not None else None
+            positions = {
+                name: [place for place, operation in enumerate(operations) if operation.stream == name]
+                for name in STREAMS
+            }
+            done = [env.event() for _ in operations]
+            sends = {
+                "forward": slot.forward is not None and slot.forward.chunk < last_chunk,
+                "backward": slot.backward is not None and slot.backward.chunk > 0,
+                "weight": False,
+            }
+            device.runs.append(SlotRun(slot, operations, positions, done, entry, leaving, sends))
+
+
+def _gather_parameters(model: StepModel, device: Device) -> None:
+    """A rank's first forward begins when as much of the parameter gathering is over as compute cannot hide."""
+    once = model.data_parallel[device.stage]
+    wait = exposed(once.gather, model.compute_seconds[device.stage][0], once.exposed_share)
+    device.recorder.waits(device.stage, "data-parallel", wait)
+    device.recorder.once(device.stage, "parameter gathering", device.free["compute"], once.gather)
+    for stream in STREAMS:
+        device.free[stream] = device.free[stream] + wait
+
+
+def _run_reporting(env: simpy.Environment, recorder: Recorder, total: int, report: Report) -> None:
+    """Runs to the end, telling now and then what share of the operations is done."""
+    stride = max(1, total // 50)
+    told = 0
+    while env.peek() != float("inf"):
+        env.step()
+        if recorder.rows >= told + stride:
+            told = recorder.rows
+            report(told / total)
+
+
+def _finish(model: StepModel, devices: list[Device], recorder: Recorder) -> SimulatedStep:
+    """Gradient reduction and update after each rank's last slot; the step ends with the last rank."""
+    ends, pending = [], []
+    for device in devices:
+        once = model.data_parallel[device.stage]
+        reduction = exposed(once.reduce, model.compute_seconds[device.stage][1], once.exposed_share)
+        free = device.free["compute"]
+        recorder.waits(device.stage, "data-parallel", reduction)
+        recorder.waits(device.stage, "optimizer", once.optimizer)
+        recorder.once(device.stage, "gradient reduction", free + reduction - once.reduce, once.reduce)
+        recorder.once(device.stage, "optimizer", free + reduction, once.optimizer)
+        ends.append(float(free.max()) + reduction + once.optimizer)
+        pending.append(float(free.mean()) + reduction + once.optimizer)
+    seconds = max(ends)
+    for device, done in zip(devices, pending, strict=True):
+        recorder.waits(device.stage, "bubble", seconds - done)
+    waited: defaultdict[str, float] = defaultdict(float)
+    for (_, reason), value in recorder.waited.items():
+        waited[reason] += value / len(devices)
+    return SimulatedStep(seconds, dict(waited), recorder.columns(), recorder.rows)
+
+
+def _add_loads(durations: Durations, columns: Columns) -> None:
+    """Bytes, rows and basis of every operation, from the routing sample that its microbatch used."""
+    count = len(columns["layer"])
+    columns.update(bytes_up=np.zeros(count), bytes_out=np.zeros(count), rows=np.zeros(count))
+    kinds, basis = columns["kind"], np.full(count, durations.model.prices.rates.basis, dtype="<U9")
+    exchanged = np.isin(kinds, ("dispatch", "combine"))
+    basis[exchanged | (kinds == "send")] = durations.model.mover.even.basis
+    columns["basis"] = basis
+    routed = durations.routed
+    if routed is None:
+        return
+    layers = np.full(durations.model.scenario.model.layers + 1, -1)
+    for layer, position in durations.model.moe_index.items():
+        layers[layer] = position
+    for name in ("dispatch", "combine", "experts"):
+        rows = np.flatnonzero(kinds == name)
+        layer = layers[columns["layer"][rows]]
+        sample = durations.sample_of[layer, columns["microbatch"][rows]]
+        if name == "experts":
+            columns["rows"][rows] = routed.rows.sum(axis=-1)[layer, sample]
+            continue
+        exchange = getattr(routed, name)
+        columns["bytes_up"][rows] = exchange.bytes_up.sum(axis=-1)[layer, sample]
+        columns["bytes_out"][rows] = exchange.bytes_out.sum(axis=-1)[layer, sample]

@@ -1,0 +1,135 @@
+"""One pipeline rank of an expert-parallel group on simpy: a compute stream and a communication stream.
+
+An operation is one simpy event; its payload is the array [R] of the times at which each rank of the group ends it.
+A local operation ends when its rank has worked; a dispatch or combine ends on rank r when r's own sends are out and
+everything meant for r has arrived, which waits for the slowest begin in the group: that is how a slow rank delays
+its peers. The simpy clock stands at the last rank's end. Ties are simpy's: time, priority, insertion number; streams
+are inserted by pipeline rank, compute before communication.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import simpy
+from numpy.typing import NDArray
+
+from moesim.engine.durations import Durations
+from moesim.engine.recorder import Recorder
+from moesim.step.operations import Operation
+from moesim.step.schedules import Slot
+
+Floats = NDArray[np.float64]
+Process = Generator[Any, Any, None]
+STREAMS = ("compute", "communication")
+
+
+@dataclass(frozen=True)
+class SlotRun:
+    """One slot of one pipeline rank: operations, their events, and the events of neighbouring ranks by side."""
+
+    slot: Slot
+    operations: tuple[Operation, ...]
+    positions: dict[str, list[int]]
+    done: list[simpy.Event]
+    entry: dict[str, simpy.Event | None]
+    exit: dict[str, simpy.Event | None]
+    sends: dict[str, bool]
+
+    def last(self, stream: str) -> int | None:
+        """Position of the slot's last operation on a stream, if any."""
+        return self.positions[stream][-1] if self.positions[stream] else None
+
+
+class Device:
+    """One pipeline rank of the simulated group; `runs` are its slots in schedule order."""
+
+    def __init__(self, env: simpy.Environment, stage: int, durations: Durations, recorder: Recorder) -> None:
+        self.env, self.stage, self.durations, self.recorder = env, stage, durations, recorder
+        self.runs: list[SlotRun] = []
+        self.free = {stream: np.zeros(durations.ranks) for stream in STREAMS}
+        self.communicating_since = np.zeros(durations.ranks)
+
+    def start(self) -> None:
+        """Puts both streams on the clock."""
+        for stream in STREAMS:
+            self.env.process(self._stream(stream))
+
+    def _stream(self, stream: str) -> Process:
+        """Every slot's operations on one stream, in issue order; a slot begins when the one before it has ended."""
+        before: SlotRun | None = None
+        for run in self.runs:
+            if before is not None:
+                yield from self._slot_ends(before, stream)
+            self._shard_wait(run, stream)
+            for position in run.positions[stream]:
+                yield from self._operation(run, position, stream)
+            before = run
+        if before is not None:
+            yield from self._slot_ends(before, stream)
+
+    def _shard_wait(self, run: SlotRun, stream: str) -> None:
+        """Under full sharding a slot begins when its parameters are there."""
+        wait = self.durations.model.shard_wait(self.stage, run.slot)
+        if wait:
+            self.free[stream] = self.free[stream] + wait
+            if stream == "compute":
+                self.recorder.waits(self.stage, "data-parallel", wait)
+
+    def _slot_ends(self, run: SlotRun, stream: str) -> Process:
+        """Waits for the other stream's last operation of the slot just left."""
+        other = STREAMS[stream == "compute"]
+        last = run.last(other)
+        if last is None:
+            return
+        event = run.done[last]
+        if not event.processed:
+            yield event
+        free = np.maximum(self.free[stream], event.value)
+        if stream == "compute":
+            self.recorder.waits(self.stage, run.operations[last].kind, float((free - self.free[stream]).mean()))
+        self.free[stream] = free
+
+    def _operation(self, run: SlotRun, position: int, stream: str) -> Process:
+        """Waits for what one operation needs, then lets it take its time on every rank."""
+        operation = run.operations[position]
+        begin = self.free[stream]
+        events = [run.done[before] for before in operation.after]
+        hop = 0.0
+        arrival = run.entry[operation.side] if operation.entry else None
+        if arrival is not None:
+            events.append(arrival)
+            hop = self.durations.hop
+        for event in events:
+            if not event.processed:
+                yield event
+            begin = np.maximum(begin, event.value + hop if event is arrival else event.value)
+        begin = self.durations.together(operation, begin)
+        end, busy = self.durations.run(self.stage, run.slot, operation, begin)
+        self._account(run, operation, begin)
+        self.recorder.operation(self.stage, run.slot, operation, begin, end, busy)
+        self.free[stream] = end
+        yield self.env.timeout(max(0.0, float(end.max()) - self.env.now))
+        run.done[position].succeed(end)
+        leaving = run.exit[operation.side] if operation.exit else None
+        if leaving is not None:
+            leaving.succeed(end)
+            if run.sends[operation.side]:
+                self.recorder.message(self.stage, run.slot, operation, end, self.durations.hop)
+
+    def _account(self, run: SlotRun, operation: Operation, begin: Floats) -> None:
+        """Splits the compute stream's idle time before an operation into exposed communication and pipeline wait."""
+        free = self.free[operation.stream]
+        if operation.stream == "communication":
+            self.communicating_since = np.where(begin > free, begin, self.communicating_since)
+            return
+        gap = begin - free
+        waited = run.operations[operation.after[0]] if operation.after else operation
+        if waited.stream == "communication":
+            exposed = np.clip(begin - np.maximum(free, self.communicating_since), 0.0, gap)
+            self.recorder.waits(self.stage, waited.kind, float(exposed.mean()))
+            gap = gap - exposed
+        self.recorder.waits(self.stage, "bubble", float(gap.mean()))

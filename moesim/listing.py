@@ -1,0 +1,112 @@
+"""What the catalog holds, for people: an overview, one kind's entries, one entry with its sources."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from moesim import catalog
+from moesim.errors import UnknownNameError
+from moesim.network.dispatchers import DISPATCHERS
+from moesim.specs.model import ModelSpec
+from moesim.specs.parameters import count
+from moesim.units import show
+
+Rows = list[dict[str, Any]]
+
+
+def overview() -> Rows:
+    """Every kind with the number of its entries."""
+    return [{"kind": kind, "entries": len(_names(kind))} for kind in _kinds()]
+
+
+def entries(kind: str) -> Rows:
+    """The entries of one kind, each with its main figures."""
+    return [_row(kind, name) for name in _names(kind)]
+
+
+def entry(kind: str, name: str) -> dict[str, Any]:
+    """One entry as plain data, every number with its source."""
+    if kind == "dispatchers":
+        if name not in DISPATCHERS:
+            raise UnknownNameError("dispatcher", name, DISPATCHERS)
+        return {"name": name, "law": " ".join((DISPATCHERS[name].__class__.__module__ and _summary(name)).split())}
+    if kind not in _kinds():
+        raise UnknownNameError("catalog kind", kind, _kinds())
+    found = {"name": name, **catalog.raw(kind, name)}
+    if kind == "models":
+        model = catalog.load("models", name)
+        counted = count(model)
+        found["computed"] = {"total_parameters": counted.total, "active_parameters": counted.active}
+    return found
+
+
+def table(rows: Rows, kind: str | None) -> Table:
+    """Rows as a table."""
+    drawn = Table(title=kind or "catalog", box=None, header_style="bold")
+    for column in rows[0] if rows else ():
+        drawn.add_column(column.replace("_", " "), overflow="fold")
+    for row in rows:
+        drawn.add_row(*(str(value) for value in row.values()))
+    return drawn
+
+
+def _kinds() -> tuple[str, ...]:
+    return tuple(sorted({*catalog.kinds(), "dispatchers"}))
+
+
+def _names(kind: str) -> tuple[str, ...]:
+    if kind == "dispatchers":
+        return tuple(DISPATCHERS)
+    if kind not in _kinds():
+        raise UnknownNameError("catalog kind", kind, _kinds())
+    return catalog.names(kind)
+
+
+def _summary(name: str) -> str:
+    module = __import__(DISPATCHERS[name].__class__.__module__, fromlist=["__doc__"])
+    return (module.__doc__ or "").split("\n\n")[0]
+
+
+def _row(kind: str, name: str) -> dict[str, Any]:
+    if kind == "dispatchers":
+        return {"name": name, "law": _summary(name)}
+    if kind == "models":
+        return _model_row(name, catalog.load("models", name))
+    if kind == "gpus":
+        gpu = catalog.load("gpus", name)
+        nic = show(gpu.nic_bandwidth, "B/s") if gpu.nic_bandwidth else "-"
+        up = show(gpu.scale_up_bandwidth, "B/s") if gpu.scale_up_bandwidth else "-"
+        return {
+            "name": name,
+            "bf16": show(gpu.bf16, "FLOP/s"),
+            "fp8": show(gpu.fp8, "FLOP/s") if gpu.fp8 else "-",
+            "memory": show(gpu.memory, "B"),
+            "memory_bandwidth": show(gpu.memory_bandwidth, "B/s"),
+            "scale_up": f"{gpu.scale_up_kind} {up}",
+            "domain": gpu.gpus_per_domain,
+            "nic": nic,
+        }
+    if kind == "fabrics":
+        fabric = catalog.load("fabrics", name)
+        nic = show(fabric.nic_bandwidth, "B/s") if fabric.nic_bandwidth else "the GPU's"
+        return {"name": name, "kind": fabric.kind, "nic": nic, "oversubscription": fabric.oversubscription}
+    if kind == "profiles":
+        profile = catalog.load("profiles", name)
+        skew = f"zipf {profile.zipf}" if profile.zipf is not None else f"log-normal {profile.log_normal or 0}"
+        return {"name": name, "popularity": skew, "sequence_tilt": profile.sequence_tilt, "note": profile.note}
+    return {"name": name}
+
+
+def _model_row(name: str, model: ModelSpec) -> dict[str, Any]:
+    counted = count(model)
+    return {
+        "name": name,
+        "total": show(counted.total, "parameter"),
+        "active": show(counted.active, "parameter"),
+        "layers": model.layers,
+        "moe_layers": model.moe_layers,
+        "experts": model.n_experts or "-",
+        "top_k": model.top_k or "-",
+    }

@@ -1,0 +1,169 @@
+"""What every dispatcher law is made of: its interface, its result, and the law t = alpha + X + root sqrt(alpha X).
+
+R ranks; `...` is a batch of routing samples. Rank r of a dispatch or combine ends at the later of begin_r + latency +
+send_r and, over all ranks s, begin_s + latency + receive_r. The root term grows with X, so each rank's share of it
+stands in its own seconds, and latency + the busiest rank's seconds is the law's t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.network.demand import Demand, Direction, payload_bytes
+from moesim.network.portload import NETWORKS, Traffic
+from moesim.network.topology import GroupNetwork
+from moesim.provenance import Basis
+from moesim.specs.workload import WireFormat
+
+Floats = NDArray[np.float64]
+DIRECTIONS: tuple[Direction, Direction] = ("dispatch", "combine")
+
+
+@dataclass(frozen=True)
+class Payload:
+    """Bytes of one token copy in each direction; the shape it came from, where known, tells whether a law holds."""
+
+    dispatch: float
+    combine: float
+    hidden: int | None = None
+    top_k: int | None = None
+
+    def of(self, direction: Direction) -> float:
+        """Bytes of one copy."""
+        return self.dispatch if direction == "dispatch" else self.combine
+
+
+def payload(dispatch: WireFormat, combine: WireFormat, hidden: int, top_k: int) -> Payload:
+    """The payload of tokens of width `hidden` in the given wire formats."""
+    there = payload_bytes(dispatch, hidden, top_k, "dispatch")
+    return Payload(there, payload_bytes(combine, hidden, top_k, "combine"), hidden, top_k)
+
+
+@dataclass(frozen=True)
+class PortTimes:
+    """One direction: common `latency` and, by rank [..., R], seconds of `send` and `receive`, bytes sent and received
+    by tier."""
+
+    latency: float
+    send: Floats
+    receive: Floats
+    bytes_up: Floats
+    bytes_out: Floats
+    received_up: Floats
+    received_out: Floats
+
+    @property
+    def busiest(self) -> Floats:
+        """Seconds [...] from a common begin to the last rank's end."""
+        return np.asarray(self.latency + np.maximum(self.send, self.receive).max(axis=-1))
+
+
+@dataclass(frozen=True)
+class ExchangeTimes:
+    """Both directions, how far to trust them (relative range and why), and the SMs taken from compute meanwhile."""
+
+    dispatch: PortTimes
+    combine: PortTimes
+    basis: Basis
+    relative: float
+    notes: tuple[str, ...]
+    multiprocessors: int
+
+
+class Dispatcher(Protocol):
+    """A library that moves tokens to experts and back."""
+
+    @property
+    def name(self) -> str:
+        """Its name in a scenario."""
+
+    @property
+    def default_multiprocessors(self) -> int:
+        """SMs it takes unless told otherwise."""
+
+    def runs_on(self, group: GroupNetwork) -> str | None:
+        """Why it cannot run on this group; None where it can."""
+
+    def times(
+        self,
+        demand: Demand,
+        group: GroupNetwork,
+        payload: Payload,
+        multiprocessors: int | None = None,
+        network: str = "port-load",
+        notify: bool = True,
+    ) -> ExchangeTimes:
+        """Seconds by rank of dispatch and combine under the named network model.
+
+        `notify` adds what stands on the stream beside the kernel itself (agreeing on counts), where the law knows it.
+        """
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Coefficients of one direction: `eta_*` shares of the tiers' wire rates, `*_floor` the seconds [..., R] that a
+    rank's SMs need, `tail` seconds and `stretch` factor on everything, beside the kernel itself."""
+
+    alpha: float
+    eta_up: float = 1.0
+    eta_out: float = 1.0
+    root: float = 0.0
+    send_floor: Floats | float = 0.0
+    receive_floor: Floats | float = 0.0
+    tail: float = 0.0
+    stretch: float = 1.0
+
+
+IDEAL = Kernel(alpha=0.0)
+
+
+def exchange(
+    traffic: Traffic, group: GroupNetwork, payload: Payload, kernels: Mapping[Direction, Kernel], network: str
+) -> tuple[PortTimes, PortTimes]:
+    """Dispatch along `traffic` and combine against it."""
+    flows = {"dispatch": traffic, "combine": traffic.reversed()}
+    there, back = (
+        _port_times(flows[way], group, payload.of(way), IDEAL if network == "ideal" else kernels[way], network)
+        for way in DIRECTIONS
+    )
+    return there, back
+
+
+def _port_times(traffic: Traffic, group: GroupNetwork, copy: float, kernel: Kernel, network: str) -> PortTimes:
+    loads = NETWORKS[network](traffic, group)
+    up, out = copy / kernel.eta_up, copy / kernel.eta_out
+    send = np.maximum(np.maximum(loads.up_send * up, loads.out_send * out), kernel.send_floor)
+    receive = np.maximum(np.maximum(loads.up_receive * up, loads.out_receive * out), kernel.receive_floor)
+    return PortTimes(
+        latency=kernel.alpha * kernel.stretch + kernel.tail,
+        send=_with_root(send, kernel),
+        receive=_with_root(receive, kernel),
+        bytes_up=traffic.up.sum(axis=-1) * copy,
+        bytes_out=traffic.out.sum(axis=-1) * copy,
+        received_up=traffic.up.sum(axis=-2) * copy,
+        received_out=traffic.out.sum(axis=-2) * copy,
+    )
+
+
+def _with_root(seconds: Floats, kernel: Kernel) -> Floats:
+    return (seconds + kernel.root * np.sqrt(kernel.alpha * seconds)) * kernel.stretch
+
+
+def nothing(demand: Demand) -> tuple[PortTimes, PortTimes]:
+    """A group of one rank: nothing to send."""
+    zero = np.zeros(demand.copies.shape[:-1])
+    none = PortTimes(0.0, zero, zero, zero, zero, zero, zero)
+    return none, replace(none)
+
+
+def direct_traffic(demand: Demand, group: GroupNetwork, distinct: bool) -> Traffic:
+    """Every copy straight to its rank; one copy a (token, rank) where `distinct`."""
+    copies = np.asarray(demand.rank_tokens if distinct else demand.copies, dtype=np.float64)
+    same_domain = group.domain[:, None] == group.domain[None, :]
+    up = copies * (same_domain & ~np.eye(group.ranks, dtype=bool))
+    return Traffic(up, np.broadcast_to(0.0, copies.shape) if group.domains == 1 else copies * ~same_domain)

@@ -1,0 +1,81 @@
+"""What all laws share: defaults, refusals, the group of one rank, and how far the answer can be trusted."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from moesim.errors import InfeasibleError, UnknownNameError
+from moesim.network.coefficients import law
+from moesim.network.demand import Demand
+from moesim.network.dispatchers.base import ExchangeTimes, Payload, PortTimes, nothing
+from moesim.network.dispatchers.trust import trust
+from moesim.network.portload import NETWORKS
+from moesim.network.topology import GroupNetwork
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an exchange is run: SMs given to it, the network model's name, and whether `notify` counts."""
+
+    multiprocessors: int
+    network: str
+    notify: bool
+
+
+class LawDispatcher(ABC):
+    """A dispatcher whose times follow from a calibrated law; subclasses say where it runs and what the law is."""
+
+    name: str
+
+    @abstractmethod
+    def calibration(self, group: GroupNetwork) -> str:
+        """Name of the calibration that holds for this group."""
+
+    @abstractmethod
+    def runs_on(self, group: GroupNetwork) -> str | None:
+        """Why it cannot run on this group; None where it can."""
+
+    @abstractmethod
+    def exchange(
+        self, demand: Demand, group: GroupNetwork, payload: Payload, settings: Settings
+    ) -> tuple[PortTimes, PortTimes]:
+        """Dispatch and combine of a group of several ranks."""
+
+    @property
+    def default_multiprocessors(self) -> int:
+        """SMs it takes unless told otherwise."""
+        return int(law("multiprocessors").assumed(self.name))
+
+    def times(
+        self,
+        demand: Demand,
+        group: GroupNetwork,
+        payload: Payload,
+        multiprocessors: int | None = None,
+        network: str = "port-load",
+        notify: bool = True,
+    ) -> ExchangeTimes:
+        """Seconds by rank; see `Dispatcher`. Raises `InfeasibleError` where it does not run."""
+        if network not in NETWORKS:
+            raise UnknownNameError("network model", network, NETWORKS)
+        used = self.default_multiprocessors if multiprocessors is None else multiprocessors
+        if group.ranks == 1:
+            return ExchangeTimes(*nothing(demand), "derived", 0.0, (), used)
+        refusal = self.runs_on(group)
+        if refusal is not None:
+            raise InfeasibleError(refusal)
+        there, back = self.exchange(demand, group, payload, Settings(used, network, notify))
+        found = trust(law(self.calibration(group)), group, payload, used)
+        return ExchangeTimes(there, back, found.basis, found.relative, found.notes, used)
+
+
+def needs_nvlink(name: str, group: GroupNetwork) -> str | None:
+    """The refusal of kernels that forward inside NVLink domains; None where they run."""
+    if group.ranks == 1:
+        return None
+    if group.kind != "nvlink":
+        return f"{name} needs NVLink between the GPUs of a domain, this group has {group.kind}"
+    if group.ranks_per_domain < 2:
+        return f"{name} needs at least 2 ranks of the group in a domain, this group has 1"
+    return None

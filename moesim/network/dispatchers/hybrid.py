@@ -1,0 +1,40 @@
+"""HybridEP, and any other tuned two-hop kernel known by datasheets alone. Law 5: law 2 without SM and root terms."""
+
+from __future__ import annotations
+
+from math import log2
+
+from moesim.network.coefficients import latency_factor, law
+from moesim.network.demand import Demand
+from moesim.network.dispatchers.base import Kernel, Payload, PortTimes, exchange
+from moesim.network.dispatchers.family import LawDispatcher, Settings, needs_nvlink
+from moesim.network.dispatchers.hierarchical import two_hop_traffic
+from moesim.network.topology import GroupNetwork
+
+
+class HybridEp(LawDispatcher):
+    """`hybrid-ep`."""
+
+    name = "hybrid-ep"
+
+    def calibration(self, group: GroupNetwork) -> str:
+        """One rule for all groups."""
+        return self.name
+
+    def runs_on(self, group: GroupNetwork) -> str | None:
+        """On NVLink domains."""
+        return needs_nvlink(self.name, group)
+
+    def exchange(
+        self, demand: Demand, group: GroupNetwork, payload: Payload, settings: Settings
+    ) -> tuple[PortTimes, PortTimes]:
+        """Both directions take the same kernel."""
+        laws = law(self.name)
+        alpha = laws.value("alpha") + laws.value("alpha_doubling") * log2(group.domains)
+        kernel = Kernel(
+            alpha=alpha * latency_factor(group.generation) + group.added_latency,
+            eta_up=laws.value("eta_up"),
+            eta_out=laws.value("eta_out") * group.fabric_state,
+        )
+        traffic = two_hop_traffic(demand, group)
+        return exchange(traffic, group, payload, {"dispatch": kernel, "combine": kernel}, settings.network)

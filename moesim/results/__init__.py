@@ -1,0 +1,1 @@
+"""Statements about a run: records, the result with its metrics, pictures, files."""

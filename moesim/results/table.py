@@ -1,0 +1,165 @@
+"""A result as text tables for the terminal, and the rows that every table of a summary shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich import box
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from moesim.columns import SUMMARY
+from moesim.errors import shorten
+from moesim.provenance import Quantity
+from moesim.results.result import Result
+from moesim.results.views import sorted_parts
+from moesim.units import show
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "time": (
+        "step_time",
+        "attention_time",
+        "expert_compute_time",
+        "dense_time",
+        "router_time",
+        "optimizer_time",
+        "pipeline_bubble_time",
+        "skew_time",
+    ),
+    "throughput": (
+        "tokens_per_second",
+        "tokens_per_second_per_gpu",
+        "model_flops_per_second_per_gpu",
+        "model_flops_utilization",
+        "goodput_fraction",
+    ),
+    "communication": (
+        "communication_time",
+        "exposed_communication_time",
+        "communication_fraction",
+        "dispatch_time",
+        "combine_time",
+        "data_parallel_time",
+        "tensor_parallel_time",
+        "bytes_scale_up_per_gpu",
+        "bytes_scale_out_per_gpu",
+    ),
+    "routing": (
+        "dropped_token_fraction",
+        "padded_token_fraction",
+        "expert_load_max_over_mean",
+        "rank_load_max_over_mean",
+        "idle_expert_fraction",
+        "balancedness",
+    ),
+    "memory": ("memory_per_gpu", "fits_in_memory"),
+    "model": ("total_parameters", "active_parameters", "flops_per_token"),
+    "money": ("training_time", "gpu_hours", "cost", "energy"),
+}
+OTHER = "other"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric ready for reading: its group, label, value, range ("" where exact), basis, note and meaning."""
+
+    group: str
+    name: str
+    label: str
+    value: str
+    range: str
+    basis: str
+    note: str
+    meaning: str
+
+
+def metric_label(name: str) -> str:
+    """A metric's name in words: `tokens_per_second_per_gpu` is "tokens per second per GPU"."""
+    words = {"gpu": "GPU", "gpus": "GPUs", "flops": "FLOPs"}
+    return " ".join(words.get(word, word) for word in name.split("_"))
+
+
+def shown(value: float, unit: str) -> str:
+    """`value` (SI) for reading; ratios carry no unit."""
+    return f"{value:.3g}" if unit == "ratio" and abs(value) < 1000 else show(value, "" if unit == "ratio" else unit)
+
+
+def shown_range(quantity: Quantity) -> str:
+    """The range: "1.69–1.97" where value and both ends have one unit, else "955 ms – 1.02 s"; empty where exact."""
+    if quantity.low == quantity.high:
+        return ""
+    texts = [shown(end, quantity.unit) for end in (quantity.low, quantity.high)]
+    numbers, symbols = zip(*(text.partition(" ")[::2] for text in texts), strict=True)
+    alike = {*symbols, shown(quantity.value, quantity.unit).partition(" ")[2]}
+    return "–".join(numbers) if len(alike) == 1 else " – ".join(texts)
+
+
+def grouped(names: list[str]) -> list[tuple[str, list[str]]]:
+    """The names in reading order, by group; names of no group come last under `OTHER`."""
+    groups = [(group, [name for name in members if name in names]) for group, members in GROUPS.items()]
+    placed = {name for _, members in groups for name in members}
+    rest = [name for name in names if name not in placed]
+    return [(group, members) for group, members in [*groups, (OTHER, rest)] if members]
+
+
+def summary_rows(result: Result) -> list[Row]:
+    """Every metric that the result has, in reading order."""
+    return [_row(group, name, result.summary[name]) for group, names in grouped(list(result.summary)) for name in names]
+
+
+def _row(group: str, name: str, quantity: Quantity) -> Row:
+    meaning = SUMMARY[name].meaning if name in SUMMARY else ""
+    value, spread = shown(quantity.value, quantity.unit), shown_range(quantity)
+    return Row(group, name, metric_label(name), value, spread, quantity.basis, quantity.note, meaning)
+
+
+def summary_table(result: Result) -> Table:
+    """The summary by group; the metrics' notes stand below under their numbers. Reads well from 80 columns on."""
+    table = plain_table(f"{shorten(result.name)} ({result.road}d)")
+    for heading in ("value", "range"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("basis", no_wrap=True, min_width=len("datasheet"))
+    table.add_column("note", justify="right", no_wrap=True)
+    notes: list[str] = []
+    group = ""
+    for row in summary_rows(result):
+        if row.group != group:
+            table.add_section()
+            table.add_row(Text(row.group, style="bold"))
+            group = row.group
+        if row.note and row.note not in notes:
+            notes.append(row.note)
+        number = str(notes.index(row.note) + 1) if row.note else ""
+        label = Padding(Text(row.label), (0, 0, 0, 2))
+        table.add_row(label, *map(Text, (row.value, row.range, row.basis, number)))
+    table.caption = Text("\n".join(f"{number:>2} {shorten(note, 400)}" for number, note in enumerate(notes, 1)))
+    return table
+
+
+def breakdown_table(result: Result) -> Table:
+    """Where the step goes: parts, the largest first, with their sum."""
+    return _parts_table("Where the step goes (mean over GPUs)", result.breakdown, "s", "time")
+
+
+def memory_table(result: Result) -> Table:
+    """Memory of the fullest GPU by part, the largest first, with their sum."""
+    return _parts_table("Memory of the fullest GPU", result.memory, "B", "bytes")
+
+
+def _parts_table(title: str, parts: dict[str, float], unit: str, heading: str) -> Table:
+    table = plain_table(title, first="part")
+    table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("share", justify="right", no_wrap=True)
+    for name, value, share in sorted_parts(parts):
+        table.add_row(Text(shorten(name)), show(value, unit), show(share, "fraction"))
+    table.add_section()
+    table.add_row("sum", show(sum(parts.values()), unit), "")
+    return table
+
+
+def plain_table(title: str, first: str = "metric") -> Table:
+    """An empty table in the common style; it reads the same without colour."""
+    table = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left", pad_edge=False)
+    table.add_column(first, overflow="fold", min_width=len("communication"))
+    return table

@@ -1,0 +1,1 @@
+"""Tokens choose experts: loads, routers, capacity, and the counts that follow."""

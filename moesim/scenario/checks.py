@@ -1,0 +1,209 @@
+"""The cross-field rules of a scenario: one small function a rule, all reported together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from math import prod
+
+from moesim.errors import Problem, nearest_hint
+from moesim.network.dispatchers import DISPATCHERS
+from moesim.routing.routers import ROUTERS
+from moesim.scenario.scenario import Scenario
+
+Check = Callable[[Scenario], Iterator[Problem]]
+
+
+def gpus_fill_the_layout(scenario: Scenario) -> Iterator[Problem]:
+    """The GPUs divide evenly into replicas, and `data` agrees where it is stated."""
+    layout, gpus = scenario.parallelism, scenario.cluster.gpus
+    product = layout.tensor * layout.pipeline * layout.context
+    shape = f"tensor {layout.tensor} x pipeline {layout.pipeline} x context {layout.context} = {product}"
+    if gpus % product:
+        nearest = max(product, round(gpus / product) * product)
+        yield Problem("cluster.gpus", f"{gpus} GPUs do not divide by {shape}; nearest: {nearest}")
+    elif layout.data != "auto" and layout.data != gpus // product:
+        yield Problem(
+            "parallelism.data", f"{gpus} GPUs / ({shape}) leave data {gpus // product}, not {layout.data}; or say auto"
+        )
+
+
+def experts_fit_the_ranks(scenario: Scenario) -> Iterator[Problem]:
+    """Expert parallelism needs experts to divide, and ranks that exist in one pipeline stage."""
+    layout, model, gpus = scenario.parallelism, scenario.model, scenario.cluster.gpus
+    where = "parallelism.expert"
+    if not model.is_moe:
+        if layout.expert > 1 or layout.expert_tensor > 1:
+            yield Problem(where, f"{model.name} has no experts; allowed: 1 (also for expert_tensor)")
+        return
+    if model.n_experts % layout.expert:
+        allowed = [degree for degree in range(1, model.n_experts + 1) if model.n_experts % degree == 0]
+        nearest = min(allowed, key=lambda degree: abs(degree - layout.expert))
+        yield Problem(where, f"{model.n_experts} experts do not divide over {layout.expert} ranks; nearest: {nearest}")
+    stage = gpus // layout.pipeline
+    ranks = layout.expert * layout.expert_tensor
+    if ranks > stage or stage % ranks:
+        reason = "has only" if ranks > stage else "does not divide:"
+        yield Problem(
+            where,
+            f"expert {layout.expert} x expert_tensor {layout.expert_tensor} = {ranks} ranks, but a pipeline stage"
+            f" {reason} {stage} GPUs ({gpus} / pipeline {layout.pipeline})",
+        )
+
+
+def router_fits_the_experts(scenario: Scenario) -> Iterator[Problem]:
+    """top-k <= experts, groups divide the experts, and the allowed groups hold top-k."""
+    model, router = scenario.model, scenario.model.router
+    if model.moe_layers and not model.n_experts:
+        yield Problem("model.n_experts", f"{model.moe_layers} MoE layers need experts; got 0")
+    if not model.is_moe:
+        return
+    if not 1 <= model.top_k <= model.n_experts:
+        yield Problem("model.top_k", f"must be from 1 to n_experts {model.n_experts}, got {model.top_k}")
+        return
+    if not model.d_ff_expert:
+        yield Problem("model.d_ff_expert", "an MoE model needs the experts' hidden width")
+    if model.n_experts % router.groups:
+        yield Problem("model.router.groups", f"{model.n_experts} experts do not divide into {router.groups} groups")
+    elif router.top_groups > router.groups:
+        yield Problem("model.router.top_groups", f"{router.top_groups} of {router.groups} groups cannot be kept")
+    elif router.groups > 1 and router.top_groups * (model.n_experts // router.groups) < model.top_k:
+        yield Problem("model.router.top_groups", f"{router.top_groups} groups hold fewer experts than top-{model.top_k}")
+    if router.rule not in ROUTERS:
+        yield Problem("routing.router", f"unknown router {router.rule!r}{nearest_hint(router.rule, ROUTERS)}")
+
+
+def batch_fills_the_replicas(scenario: Scenario) -> Iterator[Problem]:
+    """The global batch divides over replicas and microbatches."""
+    work, replicas = scenario.workload, max(1, scenario.data_parallel)
+    unit = replicas * work.micro_batch
+    if work.global_batch % unit:
+        nearest = max(unit, round(work.global_batch / unit) * unit)
+        yield Problem(
+            "workload.global_batch",
+            f"{work.global_batch} sequences do not divide over data {replicas} x micro_batch {work.micro_batch};"
+            f" nearest: {nearest}",
+        )
+
+
+def schedule_runs(scenario: Scenario) -> Iterator[Problem]:
+    """Each schedule's own conditions."""
+    layout, kind = scenario.parallelism, scenario.schedule_kind
+    stages, chunks, batches = layout.pipeline, layout.virtual_pipeline, scenario.microbatches
+    if chunks > 1 and kind != "interleaved-1f1b":
+        yield Problem("parallelism.virtual_pipeline", f"{chunks} needs schedule interleaved-1f1b, not {kind}")
+    if chunks > 1 and stages == 1:
+        yield Problem("parallelism.virtual_pipeline", f"{chunks} needs pipeline > 1")
+    if kind == "interleaved-1f1b" and batches % stages:
+        yield Problem(
+            "schedule.kind", f"interleaved-1f1b needs microbatches ({batches}) to divide by pipeline ({stages})"
+        )
+    if kind == "dualpipe" and (stages % 2 or batches % 2 or batches < 2 * stages):
+        yield Problem(
+            "schedule.kind",
+            f"dualpipe needs an even pipeline ({stages}) and an even number of microbatches ({batches}), at least"
+            f" {2 * stages}",
+        )
+    layers = scenario.model.layers + scenario.model.mtp_layers
+    # The first and the last virtual stage may hold the embedding or the head alone.
+    if layers + 2 * (stages > 1) < stages * chunks:
+        yield Problem(
+            "parallelism.pipeline", f"pipeline {stages} x virtual_pipeline {chunks} cut {layers} layers too thin"
+        )
+
+
+def pipeline_layout_is_whole(scenario: Scenario) -> Iterator[Problem]:
+    """A stated layout names every layer once."""
+    layout = scenario.stack_options.pipeline_layout
+    if layout is None:
+        return
+    where = "stack_options.pipeline_layout"
+    if len(layout) != scenario.virtual_stages:
+        yield Problem(where, f"lists {len(layout)} virtual stages, the scenario has {scenario.virtual_stages}")
+    if sum(layout) != scenario.model.layers:
+        yield Problem(where, f"adds up to {sum(layout)} layers, the model has {scenario.model.layers}")
+
+
+def tensors_split(scenario: Scenario) -> Iterator[Problem]:
+    """Heads, sequence and expert width divide by the degrees that split them."""
+    layout, model, work = scenario.parallelism, scenario.model, scenario.workload
+    if model.n_heads % layout.tensor:
+        yield Problem("parallelism.tensor", f"{model.n_heads} attention heads do not divide by {layout.tensor}")
+    if work.sequence_length % (layout.context * layout.tensor):
+        yield Problem(
+            "workload.sequence_length",
+            f"{work.sequence_length} does not divide by context {layout.context} x tensor {layout.tensor}",
+        )
+    if model.is_moe and (model.d_ff_expert or 0) % layout.expert_tensor:
+        yield Problem("parallelism.expert_tensor", f"width {model.d_ff_expert} does not divide by {layout.expert_tensor}")
+    if model.is_moe and layout.tensor > 1 and not layout.sequence_parallel:
+        yield Problem("parallelism.sequence_parallel", "must be true where tensor > 1 and the model has experts")
+
+
+def formats_exist_on_the_gpu(scenario: Scenario) -> Iterator[Problem]:
+    """The compute format has a rate on this GPU."""
+    gpu, compute = scenario.cluster.gpu, scenario.precision.compute
+    missing = {"fp8": gpu.fp8, "fp8-block": gpu.fp8, "mxfp8": gpu.fp8, "nvfp4": gpu.fp4}.get(compute, gpu.bf16) is None
+    if missing:
+        able = [name for name, rate in (("fp8", gpu.fp8), ("nvfp4", gpu.fp4)) if rate]
+        yield Problem(
+            "precision.compute", f"{gpu.name} has no {compute} rate; allowed: {', '.join(['bf16', 'fp16', *able])}"
+        )
+
+
+def cluster_is_connected(scenario: Scenario) -> Iterator[Problem]:
+    """More than one domain needs a NIC; a torus needs links and a shape that holds the GPUs."""
+    cluster = scenario.cluster
+    fabric = cluster.fabric
+    shape = fabric.torus_shape
+    if fabric.kind == "torus":
+        if not (cluster.scale_up_bandwidth or cluster.gpu.scale_up_bandwidth):
+            yield Problem("cluster.scale_up_bandwidth", f"{cluster.gpu.name} states no torus link; give one")
+        if shape is not None and prod(shape) < cluster.gpus:
+            yield Problem("cluster.fabric.torus_shape", f"{shape} holds {prod(shape)} chips, fewer than {cluster.gpus}")
+        return
+    if cluster.domains == 1:
+        return
+    nic = cluster.nic_bandwidth or fabric.nic_bandwidth or cluster.gpu.nic_bandwidth
+    if nic is None or fabric.kind == "none":
+        yield Problem(
+            "cluster.fabric",
+            f"{cluster.gpus} GPUs are {cluster.domains} domains of {cluster.gpus_per_domain}, but"
+            f" {cluster.gpu.name} on {fabric.name} has no scale-out network",
+        )
+
+
+def dispatcher_is_known(scenario: Scenario) -> Iterator[Problem]:
+    """The dispatcher has a law here."""
+    kind = scenario.dispatcher.kind
+    if kind != "auto" and kind not in DISPATCHERS:
+        yield Problem("dispatcher.kind", f"unknown dispatcher {kind!r}{nearest_hint(kind, ['auto', *DISPATCHERS])}")
+
+
+def stragglers_exist(scenario: Scenario) -> Iterator[Problem]:
+    """A straggler is a rank of the simulated group."""
+    ranks = scenario.parallelism.expert
+    for index, straggler in enumerate(scenario.simulation.stragglers or ()):
+        if straggler.rank >= ranks:
+            yield Problem(
+                f"simulation.stragglers.{index}.rank", f"{straggler.rank} is not below expert parallel {ranks}"
+            )
+
+
+CHECKS: tuple[Check, ...] = (
+    gpus_fill_the_layout,
+    experts_fit_the_ranks,
+    router_fits_the_experts,
+    batch_fills_the_replicas,
+    schedule_runs,
+    pipeline_layout_is_whole,
+    tensors_split,
+    formats_exist_on_the_gpu,
+    cluster_is_connected,
+    dispatcher_is_known,
+    stragglers_exist,
+)
+
+
+def problems(scenario: Scenario) -> list[Problem]:
+    """Everything wrong with a scenario whose fields are each legal by themselves."""
+    return [problem for check in CHECKS for problem in check(scenario)]

@@ -1,0 +1,177 @@
+"""From a file or a mapping to a `Scenario`: overrides, names, defaults, then every check; all problems at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from moesim import catalog
+from moesim.catalog import huggingface
+from moesim.catalog.yaml_files import parse_mapping, read_mapping
+from moesim.errors import Problem, ScenarioError, UserError, nearest_hint, shorten
+from moesim.scenario.checks import problems as cross_field_problems
+from moesim.scenario.scenario import Scenario
+from moesim.specs.explain import explain
+
+Document = dict[str, Any]
+
+
+def load(source: str | os.PathLike[str] | Mapping[str, Any], overrides: Iterable[str] = ()) -> Scenario:
+    """The scenario in a YAML file or a mapping of the same shape, with `overrides` such as "cluster.gpus=512" applied.
+
+    Raises `ScenarioError` with every problem found, `FileError` where the file cannot be read.
+    """
+    if isinstance(source, Mapping):
+        return from_document(_plain(source), str(source.get("name", "scenario")), overrides)
+    path = Path(source)
+    return from_document(read_mapping(path), str(path), overrides, name=path.stem)
+
+
+def from_document(
+    document: Document, where: str, overrides: Iterable[str] = (), name: str | None = None, folder: Path | None = None
+) -> Scenario:
+    """The scenario in a mapping; `where` names its origin in messages."""
+    found: list[Problem] = []
+    for override in overrides:
+        try:
+            document = override_key(document, override)
+        except UserError as error:
+            found.append(Problem("--set", str(error)))
+    resolved = _resolve(document, found, folder or Path(where).parent)
+    if name and "name" not in resolved:
+        resolved["name"] = name
+    try:
+        scenario = Scenario.model_validate(resolved)
+    except ValidationError as error:
+        named = {problem.where for problem in found}
+        found.extend(problem for problem in explain(error, Scenario) if problem.where not in named)
+        raise ScenarioError(found, where) from error
+    found.extend(cross_field_problems(scenario))
+    if found:
+        raise ScenarioError(found, where)
+    return scenario
+
+
+def override_key(document: Document, expression: str) -> Document:
+    """`document` with one "a.b=value" applied; the value is read as YAML. A catalog name on the way becomes a base."""
+    path, equals, text = expression.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys) or len(keys) > 12:
+        raise UserError(f"{shorten(expression)!r} is not of the form a.b=value")
+    value = parse_mapping(f"value: {text}", f"--set {shorten(path)}")["value"]
+    return _put(document, keys, value)
+
+
+def _put(node: Any, keys: list[str], value: Any) -> Document:
+    if isinstance(node, str):
+        node = {"base": node}
+    branch: Document = dict(node) if isinstance(node, dict) else {}
+    head, *rest = keys
+    branch[head] = _put(branch.get(head), rest, value) if rest else value
+    return branch
+
+
+def _plain(value: Any) -> Any:
+    """A deep copy in plain dicts and lists, so that nobody's mapping is changed."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return value
+
+
+def _resolve(document: Document, found: list[Problem], folder: Path) -> Document:
+    """`document` with catalog names replaced by their entries; what cannot be resolved is added to `found`."""
+    resolved = dict(document)
+    if "model" in resolved:
+        resolved["model"] = _entry("models", resolved["model"], "model", found, folder)
+    if isinstance(resolved.get("cluster"), dict):
+        resolved["cluster"] = _cluster(resolved["cluster"], found, folder)
+    routing = resolved.get("routing")
+    if routing is None or isinstance(routing, dict):
+        resolved["routing"] = _routing(routing or {}, found, folder)
+        _router(resolved, found)
+    for key in ("schedule", "dispatcher"):
+        if isinstance(resolved.get(key), str):
+            resolved[key] = {"kind": resolved[key]}
+    return resolved
+
+
+def _entry(kind: str, value: Any, where: str, found: list[Problem], folder: Path) -> Any:
+    """The plain entry that a name, `{base: NAME, ...}` or `{huggingface: FILE}` stands for."""
+    if isinstance(value, str):
+        value = {"base": value}
+    if not isinstance(value, dict) or not ({"base", "huggingface"} & value.keys()):
+        return value
+    changes = {key: inner for key, inner in value.items() if key not in ("base", "huggingface")}
+    try:
+        if "huggingface" in value:
+            base = huggingface.from_config(folder / str(value["huggingface"]))
+        else:
+            base = {"name": str(value["base"]), **catalog.raw(kind, str(value["base"]))}
+    except UserError as error:
+        found.append(Problem(where, str(error)))
+        return value
+    return catalog.derive(base, changes, "the scenario") if changes else base
+
+
+def _cluster(cluster: Document, found: list[Problem], folder: Path) -> Document:
+    """The cluster with GPU and fabric looked up and the defaults that follow from the GPU."""
+    cluster = dict(cluster)
+    gpu = cluster["gpu"] = _entry("gpus", cluster.get("gpu"), "cluster.gpu", found, folder)
+    if isinstance(gpu, dict):
+        cluster.setdefault("gpus_per_domain", gpu.get("gpus_per_domain", 8))
+        if cluster.get("fabric") is None:
+            cluster["fabric"] = _default_fabric(gpu)
+    cluster["fabric"] = _entry("fabrics", cluster.get("fabric"), "cluster.fabric", found, folder)
+    return {key: value for key, value in cluster.items() if value is not None or key in ("gpu", "fabric")}
+
+
+def _default_fabric(gpu: Document) -> str:
+    kind, domain = gpu.get("scale_up_kind", "nvlink"), gpu.get("gpus_per_domain", 8)
+    if kind == "torus":
+        return f"tpu-torus-{gpu.get('torus_dimensions', 2)}d"
+    if kind == "none" or gpu.get("nic_bandwidth") is None:
+        return "none"
+    if kind == "pcie":
+        return "pcie-400g"
+    return "nvl72-400g" if domain == 72 else "rail-optimized-400g"
+
+
+def _routing(routing: Document, found: list[Problem], folder: Path) -> Document:
+    """The routing with its load as a profile: a name, `{zipf: x}`, `{log_normal: x}`, or an inline profile."""
+    routing = dict(routing)
+    load = routing.get("load", "uniform")
+    if isinstance(load, dict) and "trace" in load:
+        found.append(Problem("routing.load", "loads from a trace are not read by this release; name a profile"))
+        load = "uniform"
+    routing["load"] = _entry("profiles", load, "routing.load", found, folder)
+    return routing
+
+
+def _router(resolved: Document, found: list[Problem]) -> None:
+    """Puts the router that the scenario names into the model, where the rules live."""
+    router, model = resolved["routing"].get("router", "model-default"), resolved.get("model")
+    if router == "model-default" or not isinstance(model, dict):
+        return
+    known = catalog.names("routers")
+    changes = {"rule": router} if isinstance(router, str) else dict(router) if isinstance(router, dict) else {}
+    name = changes.pop("name", changes.get("rule"))
+    if name is None:
+        found.append(Problem("routing.router", f"expected model-default, a name, or {{name: ...}}{nearest_hint('', known)}"))
+        return
+    if name not in known:
+        found.append(Problem("routing.router", f"unknown router {shorten(name)!r}{nearest_hint(str(name), known)}"))
+        return
+    base = model.get("router") if isinstance(model.get("router"), dict) else {}
+    resolved["model"] = {**model, "router": {**(base or {}), **catalog.raw("routers", str(name)), **changes}}
+
+
+def to_yaml(document: Document) -> str:
+    """The document as YAML that reads back to itself."""
+    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)

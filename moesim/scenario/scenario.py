@@ -1,0 +1,102 @@
+"""The scenario: everything one run needs, every name resolved, every default filled in."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from typing import Any, Literal
+
+from moesim.specs.base import Spec
+from moesim.specs.cluster import ClusterSpec
+from moesim.specs.model import ModelSpec
+from moesim.specs.parallelism import OverlapSpec, ParallelismSpec, ScheduleSpec
+from moesim.specs.routing import RoutingSpec
+from moesim.specs.workload import (
+    DispatcherSpec,
+    PlacementSpec,
+    PrecisionSpec,
+    PricesSpec,
+    RecomputeModule,
+    SimulationSpec,
+    StackOptions,
+    WorkloadSpec,
+)
+
+Recompute = Literal["none", "selective", "full"] | tuple[RecomputeModule, ...]
+ResolvedSchedule = Literal["gpipe", "1f1b", "interleaved-1f1b", "dualpipe"]
+
+
+class Scenario(Spec):
+    """One question with everything needed to answer it; `moesim.load` makes one from a file or a mapping."""
+
+    name: str = "scenario"
+    question: str = ""
+    model: ModelSpec
+    cluster: ClusterSpec
+    parallelism: ParallelismSpec = ParallelismSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
+    workload: WorkloadSpec
+    precision: PrecisionSpec = PrecisionSpec()
+    routing: RoutingSpec
+    placement: PlacementSpec = PlacementSpec()
+    dispatcher: DispatcherSpec = DispatcherSpec()
+    overlap: OverlapSpec = OverlapSpec()
+    recompute: Recompute = "selective"
+    stack: str = "auto"
+    stack_options: StackOptions = StackOptions()
+    simulation: SimulationSpec = SimulationSpec()
+    prices: PricesSpec = PricesSpec()
+
+    @cached_property
+    def data_parallel(self) -> int:
+        """Replicas of the attention part: gpus / (tensor x pipeline x context)."""
+        layout = self.parallelism
+        return self.cluster.gpus // (layout.tensor * layout.pipeline * layout.context)
+
+    @cached_property
+    def expert_data_parallel(self) -> int:
+        """Replicas of each expert: gpus / (expert x expert_tensor x pipeline)."""
+        layout = self.parallelism
+        return self.cluster.gpus // (layout.expert * layout.expert_tensor * layout.pipeline)
+
+    @cached_property
+    def microbatches(self) -> int:
+        """Microbatches that one pipeline works through in a step."""
+        return self.workload.global_batch // (self.data_parallel * self.workload.micro_batch)
+
+    @cached_property
+    def tokens_per_replica(self) -> int:
+        """Tokens of one microbatch that one tensor-parallel group works on."""
+        return self.workload.micro_batch * self.workload.sequence_length // self.parallelism.context
+
+    @cached_property
+    def tokens_per_rank(self) -> int:
+        """Tokens of one microbatch that one GPU presents to the router: the sequence-parallel share."""
+        return max(1, self.tokens_per_replica // self.parallelism.tensor)
+
+    @cached_property
+    def tokens_per_step(self) -> int:
+        """Tokens of the global batch."""
+        return self.workload.global_batch * self.workload.sequence_length
+
+    @cached_property
+    def schedule_kind(self) -> ResolvedSchedule:
+        """The schedule with `auto` resolved."""
+        if self.schedule.kind != "auto":
+            return self.schedule.kind
+        return "interleaved-1f1b" if self.parallelism.virtual_pipeline > 1 else "1f1b"
+
+    @cached_property
+    def virtual_stages(self) -> int:
+        """Chunks that the layers are cut into: pipeline x virtual_pipeline."""
+        return self.parallelism.pipeline * self.parallelism.virtual_pipeline
+
+    def document(self) -> dict[str, Any]:
+        """Plain data with every default filled in, as `moesim show` prints it."""
+        return self.model_dump(mode="json", exclude_none=False)
+
+    @cached_property
+    def key(self) -> str:
+        """Content hash: the same for the same answer (name and question do not enter)."""
+        text = self.model_dump_json(exclude={"name", "question"})
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,48 @@
+"""How tokens choose experts: the router, the load it produces, and what happens above capacity."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from moesim.specs.base import SourcedSpec, Spec
+
+Dialect = Literal["switch", "gshard", "megatron", "deepspeed", "tutel", "megablocks", "v-moe", "mesh-tf"]
+Overflow = Literal["drop"]
+Priority = Literal["position"]
+
+
+class CapacitySpec(Spec):
+    """Expert capacity: `factor` x the even share of tokens, rounded as the `dialect` (a library) rounds it."""
+
+    factor: float = Field(gt=0.0, le=1000.0)
+    dialect: Dialect = "megatron"
+    overflow: Overflow = "drop"
+    priority: Priority = "position"
+    pad: bool = False
+
+
+class LoadProfile(SourcedSpec):
+    """A named statement of how uneven the router's choices are.
+
+    Popularity of experts in a layer: `zipf` (the weight of the expert of rank r is r^-zipf, ranks shuffled by layer)
+    or `log_normal` (standard deviation of the log weight); one value for all layers, or a (low, high) range over which
+    layers are spread evenly. `sequence_tilt` is the standard deviation of a sequence's own log-normal tilt of every
+    weight: its domain.
+    """
+
+    zipf: float | tuple[float, float] | None = None
+    log_normal: float | tuple[float, float] | None = None
+    sequence_tilt: float = Field(default=0.0, ge=0.0, le=5.0)
+    domains: tuple[str, ...] = ()
+    note: str = ""
+
+
+class RoutingSpec(Spec):
+    """`router` is `model-default`, a router's name, or a name with its parameters."""
+
+    router: str | dict[str, Any] = "model-default"
+    load: LoadProfile
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    capacity: Literal["dropless"] | CapacitySpec = "dropless"

@@ -1,0 +1,89 @@
+"""What is run, in which number formats, on which software, and for how much money."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from moesim.specs.base import Spec
+from moesim.units import DollarsPerHour, DollarsPerKilowattHour, Tokens
+
+Count = Annotated[int, Field(ge=1, le=1 << 32, strict=True)]
+ComputeFormat = Literal["bf16", "fp16", "fp8", "fp8-block", "mxfp8", "nvfp4"]
+WireFormat = Literal["fp32", "bf16", "fp8", "fp8-block", "mxfp8", "nvfp4"]
+RecomputeModule = Literal["layernorm", "moe_act", "mla_up_proj", "mlp", "core_attn", "moe", "shared_experts"]
+
+
+class WorkloadSpec(Spec):
+    """Training: `global_batch` sequences a step, `micro_batch` sequences a microbatch of one replica."""
+
+    kind: Literal["training"] = "training"
+    sequence_length: Annotated[int, Field(ge=1, le=1 << 24, strict=True)] = 4096
+    global_batch: Count
+    micro_batch: Count = 1
+    total_tokens: Tokens | None = None
+
+
+class PrecisionSpec(Spec):
+    """Number formats: of the matrix products, of tokens on the wire, of gradients, and of the optimizer's state."""
+
+    compute: ComputeFormat = "bf16"
+    dispatch: WireFormat = "bf16"
+    combine: WireFormat = "bf16"
+    gradients: Literal["fp32", "bf16"] = "fp32"
+    optimizer: Literal["adam", "adam-bf16-moments"] = "adam"
+
+
+class StackOptions(Spec):
+    """What the software stack is told to do."""
+
+    cuda_graphs: Literal["none", "attention", "full"] = "none"
+    fused_expert_mlp: bool = False
+    user_buffers: bool = True
+    offload_layers: int = Field(default=0, ge=0, le=10000)
+    pipeline_layout: tuple[Annotated[int, Field(ge=0, le=10000)], ...] | None = Field(
+        default=None, description="layers of each virtual stage, first to last, without embedding, head and MTP"
+    )
+
+
+class PlacementSpec(Spec):
+    """Which rank holds which expert."""
+
+    strategy: Literal["contiguous"] = "contiguous"
+    redundant_experts: Literal[0] = 0
+    rebalance_every: None = None
+
+
+class DispatcherSpec(Spec):
+    """The library that moves tokens to experts and back; `auto` is the fastest that runs on the cluster."""
+
+    kind: str = "auto"
+    multiprocessors: int | None = Field(default=None, ge=1, le=1024, description="SMs given to communication")
+
+
+class PricesSpec(Spec):
+    """Prices by the user; the catalog holds none, because they change by vendor and month."""
+
+    gpu_hour: DollarsPerHour | None = None
+    electricity: DollarsPerKilowattHour | None = None
+
+
+class Straggler(Spec):
+    """A rank of the simulated expert-parallel group whose compute takes `slowdown` times as long."""
+
+    rank: int = Field(ge=0, le=1 << 20)
+    slowdown: float = Field(ge=1.0, le=100.0)
+
+
+class SimulationSpec(Spec):
+    """How the simulation is run: its seed, detail and disturbances. `jitter` is the relative standard deviation of
+    every compute operation's time."""
+
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
+    steps: int = Field(default=1, ge=1, le=1000)
+    microbatch_samples: int = Field(default=8, ge=1, le=1024)
+    network: Literal["port-load", "ideal"] = "port-load"
+    jitter: float = Field(default=0.0, ge=0.0, le=1.0)
+    stragglers: tuple[Straggler, ...] | None = None
+    failures: None = None

@@ -1,0 +1,152 @@
+"""The step of a scenario, ready to be walked: layout, slots, prices, and once-a-step collectives.
+
+Both roads start here and differ in what they do next: the engine runs every operation with arrays over ranks, the
+estimate evaluates the schedule's critical path with each operation's busiest rank.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.routing.capacity import CapacityRule
+from moesim.scenario.scenario import Scenario
+from moesim.step.data_parallel import DataParallel, Held, data_parallel, exposed, held_parameters
+from moesim.step.layout import Chunk, chunks, chunks_on
+from moesim.step.operations import Operation, Recompute, slot_operations
+from moesim.step.mover import Mover, mover
+from moesim.step.prices import Prices
+from moesim.step.schedules import Order, Slot, order
+
+Floats = NDArray[np.float64]
+
+
+class StepModel:
+    """What both roads share about one scenario; everything is computed on first use."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario = scenario
+
+    @cached_property
+    def mover(self) -> Mover:
+        """The dispatcher and the network of one expert-parallel group."""
+        return mover(self.scenario)
+
+    @cached_property
+    def prices(self) -> Prices:
+        """Routing-independent prices; SMs that the dispatcher holds are lost to compute where the two overlap."""
+        return Prices(self.scenario, self.mover.busy_multiprocessors if self.overlaps else 0)
+
+    @cached_property
+    def overlaps(self) -> bool:
+        """Whether exchanges run beside compute."""
+        scenario = self.scenario
+        return scenario.overlap.expert_communication and scenario.model.is_moe and scenario.parallelism.expert > 1
+
+    @cached_property
+    def chunks(self) -> tuple[Chunk, ...]:
+        """The virtual stages."""
+        return chunks(self.scenario)
+
+    @property
+    def schedule(self) -> tuple[str, int, int, int, bool]:
+        """What `schedules.order` wants: kind, pipeline ranks, chunks a rank, microbatches, whether slots are paired."""
+        layout = self.scenario.parallelism
+        chunks, batches = layout.virtual_pipeline, self.scenario.microbatches
+        return self.scenario.schedule_kind, layout.pipeline, chunks, batches, self.overlaps
+
+    @cached_property
+    def order(self) -> Order:
+        """Slots of every pipeline rank."""
+        return order(*self.schedule)
+
+    @cached_property
+    def recompute(self) -> Recompute:
+        """Which forward operations run again."""
+        chosen = self.scenario.recompute
+        return Recompute(everything=chosen == "full", experts=isinstance(chosen, tuple) and "moe" in chosen)
+
+    def operations(self, slot: Slot) -> tuple[Operation, ...]:
+        """The operations of one slot, in issue order."""
+        ahead = self.chunks[slot.forward.chunk] if slot.forward else None
+        back = self.chunks[slot.backward.chunk] if slot.backward else None
+        alone = slot.weight if slot.weight and not slot.backward else None
+        owed = self.chunks[alone.chunk] if alone else None
+        return slot_operations(ahead, back, owed, self.scenario.model.layer_kinds, self.recompute)
+
+    @cached_property
+    def held(self) -> tuple[Held, ...]:
+        """Parameters on one GPU of each pipeline rank."""
+        return tuple(
+            held_parameters(self.scenario, self.chunks, device) for device in range(self.scenario.parallelism.pipeline)
+        )
+
+    @cached_property
+    def data_parallel(self) -> tuple[DataParallel, ...]:
+        """Once-a-step collectives and the update of each pipeline rank."""
+        return tuple(data_parallel(self.scenario, held) for held in self.held)
+
+    @cached_property
+    def compute_seconds(self) -> tuple[tuple[float, float], ...]:
+        """Forward and backward seconds of one microbatch's compute on each pipeline rank, at even load.
+
+        It is what a data-parallel collective can hide behind.
+        """
+        return tuple(self._compute_seconds(device) for device in range(self.scenario.parallelism.pipeline))
+
+    def _compute_seconds(self, device: int) -> tuple[float, float]:
+        forward = backward = 0.0
+        for index in chunks_on(self.scenario, device):
+            chain = slot_operations(self.chunks[index], None, None, self.scenario.model.layer_kinds, Recompute())
+            for operation in chain:
+                phases = self.prices.even(operation.kind, self.scenario.model.layer_kinds[operation.layer])
+                forward += phases.forward
+                backward += phases.backward + phases.weight
+        # A DualPipe rank holds two chunks, and a microbatch passes only one of them there.
+        share = 0.5 if self.scenario.schedule_kind == "dualpipe" else 1.0
+        return forward * share, backward * share
+
+    def shard_wait(self, stage: int, slot: Slot) -> float:
+        """Seconds for which full sharding's gathering (and, in the backward, reduction) outlasts a slot's compute."""
+        if self.scenario.parallelism.data_sharding != "full":
+            return 0.0
+        forward, backward = self.data_parallel[stage].per_microbatch
+        share = self.data_parallel[stage].exposed_share
+        chunks = self.scenario.parallelism.virtual_pipeline
+        ahead, back = (seconds / chunks for seconds in self.compute_seconds[stage])
+        wait = exposed(forward / chunks, ahead, share) if slot.forward else 0.0
+        return wait + (exposed(backward / chunks, back, share) if slot.backward else 0.0)
+
+    @cached_property
+    def moe_index(self) -> dict[int, int]:
+        """Position among the MoE layers of each MoE layer."""
+        moe = [layer for layer, kind in enumerate(self.scenario.model.layer_kinds) if kind == "moe"]
+        return {layer: position for position, layer in enumerate(moe)}
+
+    @cached_property
+    def capacity_rule(self) -> CapacityRule | None:
+        """The capacity rule; None where routing is dropless."""
+        spec = self.scenario.routing.capacity
+        return None if spec == "dropless" else CapacityRule(spec)
+
+    @cached_property
+    def capacity_rows(self) -> float:
+        """Rows that one expert accepts from the whole group in one microbatch."""
+        rule, scenario = self.capacity_rule, self.scenario
+        if rule is None:
+            return float("inf")
+        layout, spec = scenario.parallelism, scenario.model
+        tokens = scenario.tokens_per_rank * layout.expert_tensor
+        if rule.per_source:
+            return float(rule.capacity(tokens, spec.n_experts, spec.top_k) * layout.expert)
+        return float(rule.capacity(tokens * layout.expert, spec.n_experts, spec.top_k))
+
+    def computed_rows(self, kept: NDArray[Any]) -> Floats:
+        """Rows [..., E] that experts compute: those kept, or the whole capacity where it is padded."""
+        spec = self.scenario.routing.capacity
+        if spec != "dropless" and spec.pad:
+            return np.full(kept.shape, self.capacity_rows)
+        return kept.astype(np.float64)

@@ -1,0 +1,56 @@
+"""The dispatcher that moves a scenario's tokens, on the network of one expert-parallel group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moesim.errors import Problem, ScenarioError
+from moesim.network.demand import Choices, Demand, balanced_demand
+from moesim.network.dispatchers import Dispatcher, ExchangeTimes, Payload, choose, dispatcher, payload
+from moesim.network.topology import GroupNetwork, group
+from moesim.scenario.scenario import Scenario
+
+
+@dataclass(frozen=True)
+class Mover:
+    """A dispatcher on its network. `even`: its times at perfectly balanced routing; `reason`: why it was chosen."""
+
+    dispatcher: Dispatcher
+    network: GroupNetwork
+    payload: Payload
+    multiprocessors: int | None
+    network_model: str
+    even: ExchangeTimes
+    reason: str
+
+    @property
+    def busy_multiprocessors(self) -> int:
+        """SMs that its kernels hold while they run."""
+        return self.even.multiprocessors
+
+    def times(self, demand: Demand) -> ExchangeTimes:
+        """Seconds and bytes of dispatch and combine for a batch of demands."""
+        return self.dispatcher.times(demand, self.network, self.payload, self.multiprocessors, self.network_model)
+
+
+def mover(scenario: Scenario) -> Mover:
+    """The dispatcher that the scenario names, or, for `auto`, the fastest that runs on its cluster.
+
+    Raises `ScenarioError` where the named one does not run there, `InfeasibleError` where none does.
+    """
+    layout, model, precision = scenario.parallelism, scenario.model, scenario.precision
+    network = group(scenario.cluster, layout.expert, stride=layout.expert_tensor)
+    copy = payload(precision.dispatch, precision.combine, model.d_model, max(1, model.top_k))
+    choices = Choices(max(1, model.n_experts), max(1, model.top_k), model.router.groups, model.router.top_groups)
+    demand = balanced_demand(choices, layout.expert, network.ranks_per_domain, float(scenario.tokens_per_rank))
+    wanted, multiprocessors = scenario.dispatcher.kind, scenario.dispatcher.multiprocessors
+    if wanted == "auto":
+        choice = choose(demand, network, copy, multiprocessors)
+        chosen, reason = choice.dispatcher, choice.reason
+    else:
+        chosen, reason = dispatcher(wanted), "named by the scenario"
+        refusal = chosen.runs_on(network)
+        if refusal is not None:
+            raise ScenarioError([Problem("dispatcher.kind", refusal)], scenario.name)
+    even = chosen.times(demand, network, copy, multiprocessors, scenario.simulation.network)
+    return Mover(chosen, network, copy, multiprocessors, scenario.simulation.network, even, reason)

@@ -1,0 +1,269 @@
+"""Prices of what every rank does alike: seconds of attention, router, dense layers, head, and per routed row.
+
+The law: moesim.costs.compute. One microbatch, one GPU; forward, backward (input gradients) and weight gradients apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.costs import compute
+from moesim.network.collectives import all_gather, point_to_point, reduce_scatter
+from moesim.network.topology import group
+from moesim.scenario.scenario import Scenario
+from moesim.specs import parameters
+from moesim.specs.model import ModelSpec
+from moesim.step.stack import time_factor
+
+Floats = NDArray[np.float64]
+
+
+class Phases(NamedTuple):
+    """Seconds of the three parts of one operation's life."""
+
+    forward: float
+    backward: float
+    weight: float
+
+    def plus(self, other: Phases) -> Phases:
+        """Both, one after the other."""
+        return Phases(*(mine + its for mine, its in zip(self, other, strict=True)))
+
+    def times(self, factor: float) -> Phases:
+        """Each part `factor` times as long."""
+        return Phases(*(factor * mine for mine in self))
+
+    @property
+    def total(self) -> float:
+        """Forward and backward together."""
+        return sum(self)
+
+
+NOTHING = Phases(0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class RowPrice:
+    """What routed rows cost a rank: arithmetic a row, weights an active expert, memory-bound seconds a row."""
+
+    flops: float
+    weight_elements: float
+    memory_seconds: float
+    collective_seconds: float
+
+
+class Prices:
+    """Seconds of every operation that does not depend on routing, and the price of routed rows."""
+
+    def __init__(self, scenario: Scenario, busy_multiprocessors: int) -> None:
+        self.scenario = scenario
+        self.model: ModelSpec = scenario.model
+        self.rates = compute.rates(scenario.cluster.gpu, scenario.precision.compute, busy_multiprocessors)
+        self.data = compute.coefficients()
+        self.stack_factor = time_factor(scenario.stack)
+        self.kernel_factor = float(self.data["kernels"].get(scenario.model.kernels, 1.0))
+        self.tokens = float(scenario.tokens_per_rank)
+        self.modules = scenario.recompute if isinstance(scenario.recompute, tuple) else ()
+
+    def _products(self, flops: float, rate: float, again: bool = False) -> Phases:
+        """Matrix products: one unit forward, one for input gradients, one for weight gradients."""
+        seconds = compute.gemm_seconds(flops, rate)
+        return Phases(seconds, seconds * (2 if again else 1), seconds)
+
+    def _passes(self, elements: float, passes: float, again: float = 0.0) -> Phases:
+        """Memory-bound work; twice the forward in the backward, three quarters of it with the input gradients."""
+        seconds = compute.passes_seconds(elements, passes, self.rates)
+        return Phases(seconds, seconds * (1.5 + again), seconds * 0.5)
+
+    @cached_property
+    def attention(self) -> Phases:
+        """One attention block without its collectives, mean over the model's layers."""
+        model, rates = self.model, self.rates
+        blocks = model.attention_blocks
+        products = self._products(2 * self.tokens * blocks * parameters.attention_parameters(model), rates.gemm)
+        if "mla_up_proj" in self.modules and model.mla is not None:
+            products = products._replace(backward=products.backward + self._up_projection())
+        scores = self.scores
+        score_backward = scores * (self.data["score_backward"] + ("core_attn" in self.modules))
+        width = model.d_model + model.qkv_width
+        memory = self._passes(
+            self.tokens * blocks * width, self.data["attention_passes"], again=0.15 * ("layernorm" in self.modules)
+        )
+        return products.plus(Phases(scores, score_backward, 0.0)).plus(memory)
+
+    @cached_property
+    def scores(self) -> float:
+        """Forward seconds of attention scores and their product with values."""
+        length = self.scenario.workload.sequence_length
+        return self.tokens * parameters.score_flops_per_token(self.model, length) / self.rates.scores
+
+    def _up_projection(self) -> float:
+        latent = self.model.mla
+        if latent is None:
+            return 0.0
+        wide = self.model.n_heads * (latent.qk_nope + latent.v_head) * latent.kv_lora_rank
+        return compute.gemm_seconds(2 * self.tokens * wide, self.rates.gemm)
+
+    @cached_property
+    def router(self) -> Phases:
+        """The router's projection, in bf16 or wider."""
+        return self._products(2 * self.tokens * self.model.d_model * self.model.n_experts, self.rates.bf16_gemm)
+
+    @cached_property
+    def dense(self) -> Phases:
+        """One dense feed-forward layer without its collectives."""
+        work = 2 * self.tokens * parameters.dense_ffn_parameters(self.model)
+        width = self.model.d_model + 2 * (self.model.d_ff_dense or 0)
+        products = self._products(work, self.rates.gemm, again="mlp" in self.modules)
+        return products.plus(self._passes(self.tokens * width, self.data["attention_passes"] / 2))
+
+    @cached_property
+    def shared(self) -> Phases:
+        """What stands beside the routed experts: shared experts, or a dense feed-forward layer."""
+        wide = parameters.shared_expert_parameters(self.model)
+        if self.model.dense_beside_experts:
+            wide += parameters.dense_ffn_parameters(self.model)
+        again = "shared_experts" in self.modules
+        return self._products(2 * self.tokens * wide, self.rates.gemm, again=again)
+
+    @cached_property
+    def embedding(self) -> Phases:
+        """The table look-up and its gradient."""
+        return self._passes(self.tokens * self.model.d_model, 1.0) if self.model.vocab else NOTHING
+
+    @cached_property
+    def head(self) -> Phases:
+        """The output projection, bf16."""
+        return self._products(2 * self.tokens * self.model.d_model * self.model.vocab, self.rates.bf16_gemm)
+
+    @cached_property
+    def row(self) -> RowPrice:
+        """Price of routed rows on one rank (experts split over `expert_tensor` ranks)."""
+        model, split = self.model, self.scenario.parallelism.expert_tensor
+        passes = self.data["expert_passes"]
+        if self.scenario.stack_options.fused_expert_mlp:
+            passes *= self.data["fused_expert_passes"]
+        elements = parameters.expert_parameters(model) / split
+        memory = compute.passes_seconds(model.d_model + 2 * (model.d_ff_expert or 0) / split, passes, self.rates)
+        collective = 0.0
+        if split > 1:
+            net = group(self.scenario.cluster, split)
+            per_row = 1e6 * 2.0 * model.d_model  # a million rows, so that latency does not enter a row's price
+            collective = (all_gather(net, per_row / split) + reduce_scatter(net, per_row)) / 1e6
+        return RowPrice(2 * elements, elements, memory, collective)
+
+    def experts(self, rows: Floats) -> tuple[Floats, Floats, Floats]:
+        """Forward, backward and weight seconds [...] of the experts of a rank from rows of each local expert [..., E]."""
+        price = self.row
+        products = compute.experts_seconds(rows, price.flops, price.weight_elements, self.rates)
+        total = rows.sum(axis=-1)
+        memory, collective = total * price.memory_seconds, total * price.collective_seconds
+        again = 0.2 * ("moe_act" in self.modules)
+        factor, shared = self.host_factor("moe"), self.shared
+        forward = products + memory + collective + shared.forward
+        backward = products + (1.5 + again) * memory + collective + shared.backward
+        return forward * factor, backward * factor, (products + 0.5 * memory + shared.weight) * factor
+
+    @cached_property
+    def tensor_parallel(self) -> dict[str, Phases]:
+        """Collectives of tensor and context parallelism by the operation that waits for them."""
+        layout, data = self.scenario.parallelism, self.data["tensor_parallel"]
+        one = 0.0
+        if layout.tensor > 1:
+            net = group(self.scenario.cluster, layout.tensor)
+            block = 2.0 * self.scenario.tokens_per_replica * self.model.d_model
+            one = (all_gather(net, block / layout.tensor) + reduce_scatter(net, block)) / 2
+            one *= data["user_buffers"] if self.scenario.stack_options.user_buffers else 1.0
+        pair = Phases(2 * one, 2 * one * data["backward"], 0.0)
+        ring = self._context_ring()
+        shared = pair if parameters.shared_expert_parameters(self.model) else NOTHING
+        return {"attention": pair.plus(Phases(ring, 2 * ring, 0.0)), "dense": pair, "experts": shared}
+
+    def _context_ring(self) -> float:
+        """Exposed seconds of passing keys and values round the context-parallel ring, forward."""
+        layout = self.scenario.parallelism
+        if layout.context == 1:
+            return 0.0
+        net = group(self.scenario.cluster, layout.context, stride=layout.tensor)
+        block = 2.0 * self.scenario.tokens_per_replica * self.model.kv_width / layout.tensor
+        ring = (layout.context - 1) * point_to_point(net, block)
+        return max(0.0, ring - self.scores) + self.data["context_parallel_exposed"] * ring
+
+    def host_factor(self, kind: str) -> float:
+        """How much a layer of this kind is stretched by its kernels, a host that issues them too slowly, and the stack."""
+        host, options = self.data["host"], self.scenario.stack_options
+        issue = host["moe_layer"] if kind == "moe" else host["dense_layer"]
+        issue *= host["graphs"][options.cuda_graphs]
+        if kind == "moe" and self.scenario.overlap.expert_communication:
+            issue *= host["overlap"]
+        gpu = self._layer_seconds(kind)
+        stretched = compute.smooth_max(gpu * self.kernel_factor, issue, host["exponent"])
+        return float(stretched) / gpu * self.stack_factor if gpu else self.stack_factor
+
+    def _layer_seconds(self, kind: str) -> float:
+        """GPU seconds of one layer, forward and backward, at even load."""
+        seconds = self.attention.total + self.tensor_parallel["attention"].total
+        if kind != "moe":
+            return seconds + self.dense.total + self.tensor_parallel["dense"].total
+        price, model = self.row, self.model
+        rows = self.tokens * model.top_k * self.scenario.parallelism.expert_tensor
+        products = rows * price.flops / self.rates.grouped_gemm
+        routed = 3 * (products + rows * price.memory_seconds) + 2 * rows * price.collective_seconds
+        return seconds + self.router.total + routed + self.shared.total + self.tensor_parallel["experts"].total
+
+    def local(self, kind: str, layer_kind: str) -> Phases:
+        """Seconds of a routing-independent operation with its collectives, in a layer of the given kind."""
+        if kind in ("embedding", "head"):
+            return (self.embedding if kind == "embedding" else self.head).times(self.stack_factor)
+        own = {"attention": self.attention, "router": self.router, "dense": self.dense}[kind]
+        return own.plus(self.tensor_parallel.get(kind, NOTHING)).times(self.host_factor(layer_kind))
+
+    @cached_property
+    def _alike(self) -> dict[tuple[str, str], Phases]:
+        kinds = {"attention", "router", "embedding", "head", "dense"}
+        layer_kinds = set(self.model.layer_kinds)
+        pairs = [(kind, layer) for kind in kinds for layer in layer_kinds if kind != "router" or layer == "moe"]
+        found = {pair: self.local(*pair) for pair in pairs}
+        for layer_kind in layer_kinds & {"moe"}:
+            # The router's backward has no operation of its own: it runs with the attention's.
+            own, router = found["attention", layer_kind], found["router", layer_kind]
+            found["attention", layer_kind] = own.plus(router._replace(forward=0.0))
+        return found
+
+    def seconds(self, kind: str, layer: int, phase: str, deferred: bool) -> float:
+        """Seconds of an operation that all ranks do alike; a backward holds its weight gradients unless `deferred`."""
+        phases = self._alike[kind, self.model.layer_kinds[layer]]
+        if phase == "backward":
+            return phases.backward if deferred else phases.backward + phases.weight
+        return phases.weight if phase == "weight" else phases.forward
+
+    def even(self, kind: str, layer_kind: str) -> Phases:
+        """Seconds of any operation's compute at even load; exchanges take none."""
+        if kind in ("dispatch", "combine"):
+            return NOTHING
+        return self._even_experts if kind == "experts" else self._alike[kind, layer_kind]
+
+    @cached_property
+    def _even_experts(self) -> Phases:
+        local_experts = self.model.n_experts // self.scenario.parallelism.expert
+        copies = self.tokens * self.scenario.parallelism.expert_tensor * self.model.top_k
+        return Phases(*(float(part) for part in self.experts(np.full(local_experts, copies / local_experts))))
+
+    @cached_property
+    def hop(self) -> float:
+        """Seconds to send a microbatch's activations to the neighbouring pipeline rank."""
+        layout, cluster = self.scenario.parallelism, self.scenario.cluster
+        if layout.pipeline == 1:
+            return 0.0
+        net = group(cluster, 2, stride=cluster.gpus // layout.pipeline)
+        return float(point_to_point(net, self.hop_bytes)) * self.stack_factor
+
+    @cached_property
+    def hop_bytes(self) -> float:
+        """Bytes of that message."""
+        return 2.0 * self.tokens * self.model.d_model

@@ -1,0 +1,117 @@
+"""Pipeline schedules as plain data: for each pipeline rank the ordered list of slots it works through.
+
+A slot is a forward, a backward, a deferred weight gradient, or a forward and a backward that run beside each other.
+P pipeline ranks, V chunks a rank, M microbatches.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+from moesim.step.dualpipe import dualpipe
+
+
+class Work(NamedTuple):
+    """One microbatch on one chunk (virtual stage)."""
+
+    chunk: int
+    microbatch: int
+
+
+class Slot(NamedTuple):
+    """What a pipeline rank does next; `backward` without `weight` leaves the weight gradients for a later slot."""
+
+    forward: Work | None = None
+    backward: Work | None = None
+    weight: Work | None = None
+
+
+Order = tuple[tuple[Slot, ...], ...]
+Key = tuple[str, int, int]
+"""What passes between pipeline ranks: side ("forward" or "backward"), chunk, microbatch."""
+
+
+def forward(work: Work) -> Slot:
+    """A forward alone."""
+    return Slot(forward=work)
+
+
+def backward(work: Work) -> Slot:
+    """A whole backward alone."""
+    return Slot(backward=work, weight=work)
+
+
+@lru_cache(maxsize=64)
+def order(kind: str, stages: int, chunks: int, microbatches: int, paired: bool) -> Order:
+    """The slots of every pipeline rank.
+
+    `paired`: neighbouring forward and backward of the steady state run beside each other (expert-communication
+    overlap), for which 1F1B warms up one microbatch more.
+    """
+    if kind == "gpipe":
+        return tuple(_gpipe(stage, microbatches) for stage in range(stages))
+    if kind == "1f1b":
+        return tuple(_one_forward_one_backward(stage, stages, microbatches, paired) for stage in range(stages))
+    if kind == "interleaved-1f1b":
+        return tuple(_interleaved(stage, stages, chunks, microbatches, paired) for stage in range(stages))
+    return tuple(
+        tuple(Slot(*(Work(*work) if work else None for work in slot)) for slot in slots)
+        for slots in dualpipe(stages, microbatches)
+    )
+
+
+def _gpipe(stage: int, microbatches: int) -> tuple[Slot, ...]:
+    """All forwards, then all backwards (Huang et al. 2019)."""
+    works = [Work(stage, microbatch) for microbatch in range(microbatches)]
+    return (*map(forward, works), *map(backward, works))
+
+
+def _one_forward_one_backward(stage: int, stages: int, microbatches: int, paired: bool) -> tuple[Slot, ...]:
+    """PipeDream-flush (Narayanan et al. 2021, section 2.2.1)."""
+    works = [Work(stage, microbatch) for microbatch in range(microbatches)]
+    return _steady(works, works, stages - 1 - stage, paired)
+
+
+def _interleaved(stage: int, stages: int, chunks: int, microbatches: int, paired: bool) -> tuple[Slot, ...]:
+    """Interleaved 1F1B (Narayanan et al. 2021, section 2.2.2): groups of P microbatches a chunk."""
+    total, span = microbatches * chunks, stages * chunks
+    forwards, backwards = [], []
+    for index in range(total):
+        group, inside = divmod(index, span)
+        position, microbatch = inside // stages, group * stages + inside % stages
+        forwards.append(Work(position * stages + stage, microbatch))
+        backwards.append(Work((chunks - 1 - position) * stages + stage, microbatch))
+    warm_up = (stages - stage - 1) * 2 + (chunks - 1) * stages
+    return _steady(forwards, backwards, warm_up, paired)
+
+
+def _steady(forwards: list[Work], backwards: list[Work], warm_up: int, paired: bool) -> tuple[Slot, ...]:
+    """Warm-up forwards, then one forward and one backward in turn (or beside each other), then the backwards left."""
+    warm_up = min(warm_up + paired, len(forwards))
+    slots = [forward(work) for work in forwards[:warm_up]]
+    for index, work in enumerate(forwards[warm_up:]):
+        other = backwards[index]
+        slots.extend([Slot(work, other, other)] if paired else [forward(work), backward(other)])
+    slots.extend(backward(work) for work in backwards[len(forwards) - warm_up :])
+    return tuple(slots)
+
+
+def inputs(slot: Slot, last_chunk: int) -> list[Key]:
+    """What a slot waits for from other pipeline ranks."""
+    keys: list[Key] = []
+    if slot.forward is not None and slot.forward.chunk > 0:
+        keys.append(("forward", slot.forward.chunk - 1, slot.forward.microbatch))
+    if slot.backward is not None and slot.backward.chunk < last_chunk:
+        keys.append(("backward", slot.backward.chunk + 1, slot.backward.microbatch))
+    return keys
+
+
+def in_flight(slots: tuple[Slot, ...]) -> int:
+    """The most (chunk, microbatch) pairs whose activations a pipeline rank holds at once."""
+    held = most = 0
+    for slot in slots:
+        held += slot.forward is not None
+        most = max(most, held)
+        held -= slot.backward is not None
+    return most

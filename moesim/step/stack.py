@@ -1,0 +1,35 @@
+"""Software stacks: one factor a release on the step time."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from functools import lru_cache
+from typing import Any
+
+from moesim import catalog
+
+
+@lru_cache(maxsize=1)
+def _stacks() -> dict[str, Any]:
+    return catalog.raw("calibrations", "stacks")
+
+
+def nearest(name: str) -> str:
+    """The calibrated stack that answers for `name`: itself, the nearest name, or the reference."""
+    known, reference = _stacks()["time_factor"], str(_stacks()["reference"])
+    if name in known:
+        return name
+    return next(iter(get_close_matches(name, known, n=1, cutoff=0.6)), reference)
+
+
+def time_factor(name: str) -> float:
+    """Step time of a stack against the reference release."""
+    return float(_stacks()["time_factor"][nearest(name)])
+
+
+def stack_note(name: str) -> str:
+    """Which calibration answered for the stack that the scenario names."""
+    used = nearest(name)
+    if used == name:
+        return f"software stack: {used}"
+    return f"software stack {name}: no calibration of its own, answered by {used}"
