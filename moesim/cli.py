@@ -8,7 +8,6 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-import click
 import typer
 
 import moesim
@@ -27,8 +26,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+# What typer raises for a wrong verb or option, whichever command-line library it carries.
+_USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
 ScenarioFile = Annotated[Path, typer.Argument(help="a scenario file (YAML)", show_default=False)]
-Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override one key, e.g. cluster.gpus=512")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override one key, e.g. cluster.gpus=512")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON object on standard output")]
 Anyway = Annotated[bool, typer.Option("--even-if-infeasible", help="answer although the model does not fit in memory")]
 
@@ -69,7 +72,9 @@ def simulate(
 
 
 @app.command()
-def estimate(scenario: ScenarioFile, settings: Settings = None, as_json: AsJson = False, anyway: Anyway = False) -> None:
+def estimate(
+    scenario: ScenarioFile, settings: Settings = None, as_json: AsJson = False, anyway: Anyway = False
+) -> None:
     """The closed form: the same columns in milliseconds."""
     _show_result(moesim.estimate(_load(scenario, settings), even_if_infeasible=anyway), as_json)
 
@@ -133,7 +138,9 @@ def check(scenario: ScenarioFile, settings: Settings = None, as_json: AsJson = F
 
 @app.command()
 def catalog(
-    kind: Annotated[str | None, typer.Argument(help="models, gpus, fabrics, profiles, routers, dispatchers, ...")] = None,
+    kind: Annotated[
+        str | None, typer.Argument(help="models, gpus, fabrics, profiles, routers, dispatchers, ...")
+    ] = None,
     name: Annotated[str | None, typer.Argument(help="one entry")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -206,7 +213,12 @@ class _Progress:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeRemainingColumn(),
+        )
         self._bars = Progress(*columns, console=Console(stderr=True), transient=True)
         self._tasks: dict[str, Any] = {}
         self._bars.start()
@@ -228,10 +240,10 @@ def main() -> NoReturn:
         code = app(standalone_mode=False)
     except errors.MoesimError as error:
         code = _fail(error, str(error), error.exit_code, debug)
-    except click.ClickException as error:
+    except _USAGE_ERROR as error:
         error.show()
         code = errors.UserError.exit_code
-    except (KeyboardInterrupt, click.Abort) as error:
+    except (KeyboardInterrupt, typer.Abort) as error:
         code = _fail(error, "interrupted: nothing was left half-written", 130, debug)
     except BrokenPipeError:
         sys.stderr.close()

@@ -18,7 +18,9 @@ SUMMARY: dict[str, Column] = {
     "step_time": Column("s", "one optimizer step, begin to end"),
     "tokens_per_second": Column("token/s", "tokens trained a second, whole cluster"),
     "tokens_per_second_per_gpu": Column("token/s", "tokens trained a second and GPU"),
-    "model_flops_per_second_per_gpu": Column("FLOP/s", "model FLOPs (no recompute, causal attention halved) a second and GPU"),
+    "model_flops_per_second_per_gpu": Column(
+        "FLOP/s", "model FLOPs (no recompute, causal attention halved) a second and GPU"
+    ),
     "model_flops_utilization": Column("fraction", "model FLOP/s over the GPU's dense peak in the compute format"),
     "communication_time": Column("s", "time a GPU's communication runs in a step, hidden or not"),
     "exposed_communication_time": Column("s", "the part of it that compute waits for"),
@@ -38,12 +40,16 @@ SUMMARY: dict[str, Column] = {
     "dropped_token_fraction": Column("fraction", "routed token copies beyond expert capacity, dropped"),
     "padded_token_fraction": Column("fraction", "rows computed that hold padding"),
     "expert_load_max_over_mean": Column("ratio", "busiest expert's tokens over the mean, mean over layers and samples"),
-    "rank_load_max_over_mean": Column("ratio", "busiest expert-parallel rank's rows over the mean, mean over layers and samples"),
+    "rank_load_max_over_mean": Column(
+        "ratio", "busiest expert-parallel rank's rows over the mean, mean over layers and samples"
+    ),
     "idle_expert_fraction": Column("fraction", "experts without a token, mean over layers and samples"),
     "balancedness": Column("ratio", "mean over layers of mean/max rank load (SGLang's definition)"),
     "skew_time": Column("s", "step time lost to unequal routing: this step minus the same step under perfect balance"),
     "memory_per_gpu": Column("B", "peak memory of the fullest GPU"),
-    "fits_in_memory": Column("ratio", "peak memory over the GPU's memory: up to 0.9 fits, up to 1.15 needs off-load or recompute"),
+    "fits_in_memory": Column(
+        "ratio", "peak memory over the GPU's memory: up to 0.9 fits, up to 1.15 needs off-load or recompute"
+    ),
     "total_parameters": Column("parameter", "parameters of the model"),
     "active_parameters": Column("parameter", "parameters that one token uses"),
     "flops_per_token": Column("FLOP", "model FLOPs a token, forward and backward"),

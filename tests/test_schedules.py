@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moesim.closed_form.pipeline import _walk, compile_order
-from moesim.closed_form.slots import SlotTime
+from moesim.closed_form.slots import Reach, SlotTime
 from moesim.step.dualpipe import dualpipe
 from moesim.step.schedules import Order, Slot, in_flight, order
 
@@ -23,7 +23,8 @@ def length(schedule: Order, last_chunk: int, hop: float = 0.0, per_chunk: float 
     def time(stage: int, slot: Slot) -> SlotTime:
         parts = (slot.forward is not None, slot.backward is not None, slot.weight is not None)
         seconds = per_chunk * sum(share * part for share, part in zip((FORWARD, INPUT, WEIGHT), parts, strict=True))
-        return SlotTime(seconds, {"forward": seconds, "backward": seconds}, {}, {})
+        reach = Reach(seconds, seconds, seconds)
+        return SlotTime(seconds, (reach, reach, reach), {}, {})
 
     plan = compile_order(schedule, last_chunk)
     return max(_walk(plan, [time(*kind) for kind in plan.kinds], hop))
@@ -66,7 +67,9 @@ def test_textbook_bubble(kind: str, stages: int, microbatches: int) -> None:
 
 @pytest.mark.parametrize(("stages", "chunks", "microbatches"), [(2, 2, 4), (4, 2, 8), (4, 4, 16), (8, 3, 16)])
 def test_interleaving_divides_the_bubble(stages: int, chunks: int, microbatches: int) -> None:
-    total = length(order("interleaved-1f1b", stages, chunks, microbatches, False), stages * chunks - 1, per_chunk=1 / chunks)
+    total = length(
+        order("interleaved-1f1b", stages, chunks, microbatches, False), stages * chunks - 1, per_chunk=1 / chunks
+    )
     bubble = total / (microbatches * (FORWARD + INPUT + WEIGHT)) - 1
     assert bubble == pytest.approx((stages - 1) / (chunks * microbatches))
 

@@ -1,4 +1,4 @@
-"""Two roads to the same numbers: closed form against simulation, on every shipped scenario and on layouts of all kinds."""
+"""Two roads to the same numbers: closed form against simulation, on shipped scenarios and layouts of all kinds."""
 
 from __future__ import annotations
 
@@ -42,7 +42,10 @@ LAYOUTS = [
     {"parallelism": {"pipeline": 2, "expert": 8}, "recompute": "full"},
     {"parallelism": {"pipeline": 2, "expert": 8}, "recompute": ["moe"]},
     {"parallelism": {"pipeline": 1, "expert": 8, "data_sharding": "full"}},
-    {"parallelism": {"pipeline": 2, "expert": 32}, "routing": {"load": "uniform", "capacity": {"factor": 1.25, "pad": True}}},
+    {
+        "parallelism": {"pipeline": 2, "expert": 32},
+        "routing": {"load": "uniform", "capacity": {"factor": 1.25, "pad": True}},
+    },
     {"parallelism": {"pipeline": 1, "expert": 1}},
 ]
 
@@ -84,4 +87,6 @@ def test_breakdowns_agree_and_add_up() -> None:
     for result in (simulated, estimated):
         assert sum(result.breakdown.values()) == pytest.approx(result.summary["step_time"].value, rel=1e-6)
     for part, seconds in simulated.breakdown.items():
-        assert estimated.breakdown[part] == pytest.approx(seconds, rel=0.1, abs=0.01 * sum(simulated.breakdown.values()))
+        assert estimated.breakdown[part] == pytest.approx(
+            seconds, rel=0.1, abs=0.01 * sum(simulated.breakdown.values())
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import pytest
@@ -79,7 +80,5 @@ def test_shown_values_read_back(value: float, dimension: str) -> None:
 
 @given(st.text(max_size=60))
 def test_any_text_parses_or_is_refused(text: str) -> None:
-    try:
+    with contextlib.suppress(UnitError):
         assert math.isfinite(parse(text, "B"))
-    except UnitError as error:
-        assert str(error)

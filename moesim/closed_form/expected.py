@@ -21,7 +21,7 @@ from moesim.randomness import Streams
 from moesim.routing.capacity import CapacityRule
 from moesim.routing.loads import layer_weights
 from moesim.step.model import StepModel
-from moesim.step.routed import Exchange, RoutedWork
+from moesim.step.routed import PORT_ARRAYS, Exchange, RoutedWork, padded_demand
 
 Floats = NDArray[np.float64]
 _PRICED_LAYERS = 8
@@ -36,11 +36,11 @@ class _Loads:
     kept: Floats
 
 
-def expected_work(model: StepModel, balanced: bool = False) -> RoutedWork | None:
-    """Seconds and bytes of all routed work, one expected sample a layer; `balanced`: every expert gets the same."""
+def expected_work(model: StepModel) -> RoutedWork | None:
+    """Seconds and bytes of all routed work, one expected sample a layer."""
     if not model.scenario.model.is_moe:
         return None
-    loads = _loads(model, balanced)
+    loads = _loads(model)
     ranks = model.scenario.parallelism.expert
     computed = model.computed_rows(loads.kept).reshape(len(loads.kept), 1, ranks, -1)
     forward, backward, weight = model.prices.experts(computed)
@@ -69,16 +69,14 @@ def inclusion(weights: Floats, top_k: int) -> Floats:
         miss = np.exp(-tau * share)
         excess = (1 - miss).sum(axis=-1, keepdims=True) - top_k
         tau = np.maximum(tau - excess / (share * miss).sum(axis=-1, keepdims=True), tau / 4)
-    return 1 - np.exp(-tau * share)
+    chance: Floats = 1 - np.exp(-tau * share)
+    return chance
 
 
-def _loads(model: StepModel, balanced: bool) -> _Loads:
+def _loads(model: StepModel) -> _Loads:
     scenario = model.scenario
     layers, experts, ranks = len(model.moe_index), scenario.model.n_experts, scenario.parallelism.expert
     tokens = scenario.tokens_per_rank * scenario.parallelism.expert_tensor
-    if balanced:
-        even = np.full((layers, experts), tokens * ranks * scenario.model.top_k / experts)
-        return _Loads(even, even)
     streams = Streams(scenario.routing.seed)
     chance = inclusion(layer_weights(scenario.routing.load, experts, layers, streams), scenario.model.top_k)
     tilt = _tilt_variance(chance, scenario.routing.load.sequence_tilt)
@@ -97,7 +95,8 @@ def _loads(model: StepModel, balanced: bool) -> _Loads:
 def _tilt_variance(chance: Floats, tilt: float) -> Floats:
     """Variance over sequences of an expert's inclusion under a log-normal tilt of its weight, to first order."""
     slope = -(1 - chance) * np.log1p(-np.minimum(chance, 1 - 1e-12))
-    return slope**2 * np.expm1(tilt**2)
+    variance: Floats = slope**2 * np.expm1(tilt**2)
+    return variance
 
 
 def _normal_scores(layers: int, experts: int, streams: Streams) -> Floats:
@@ -108,14 +107,16 @@ def _normal_scores(layers: int, experts: int, streams: Streams) -> Floats:
 def _kept(rule: CapacityRule, routed: Floats, spread: Floats, model: StepModel) -> Floats:
     """Expected rows within capacity, of a normal number of rows in each of the rule's scopes."""
     ranks = model.scenario.parallelism.expert
-    scopes = ranks if rule.per_source else 1
+    per_source = rule.scope == "source-rank"
+    scopes = ranks if per_source else 1
     capacity = model.capacity_rows / scopes
     mean = routed / scopes
-    sigma = np.maximum(spread if rule.per_source else np.sqrt(ranks) * spread, 1e-9)
+    sigma = np.maximum(spread if per_source else np.sqrt(ranks) * spread, 1e-9)
     over = (mean - capacity) / sigma
     density = np.exp(-0.5 * over**2) / np.sqrt(2 * np.pi)
     dropped = (mean - capacity) * ndtr(over) + sigma * density
-    return np.clip(mean - dropped, 0.0, np.minimum(mean, capacity)) * scopes
+    kept: Floats = np.clip(mean - dropped, 0.0, np.minimum(mean, capacity)) * scopes
+    return kept
 
 
 def _exchanges(model: StepModel, rank_rows: Floats) -> tuple[Exchange, Exchange, Floats]:
@@ -124,13 +125,14 @@ def _exchanges(model: StepModel, rank_rows: Floats) -> tuple[Exchange, Exchange,
     count = min(layers, max(1, min(_PRICED_LAYERS, (1 << 18) // rank_rows.shape[1] ** 2)))
     chosen = np.unique(np.linspace(0, layers - 1, count).round().astype(int))
     nearest = np.abs(np.arange(layers)[:, None] - chosen).argmin(axis=1)
-    demand = _demand(model, rank_rows[chosen])
+    padded = padded_demand(model, len(chosen))
+    demand = _demand(model, rank_rows[chosen]) if padded is None else padded
     times = model.mover.times(demand)
 
     def one(direction: str) -> Exchange:
         port = getattr(times, direction)
-        names = ("send", "receive", "bytes_up", "bytes_out", "received_up", "received_out")
-        return Exchange(float(port.latency), **{name: getattr(port, name)[nearest][:, None, :] for name in names})
+        arrays = {name: getattr(port, name)[nearest][:, None, :] for name in PORT_ARRAYS}
+        return Exchange(float(port.latency), **arrays)
 
     traffic = demand.rank_tokens.mean(axis=0) * model.mover.payload.dispatch
     np.fill_diagonal(traffic, 0.0)
@@ -161,4 +163,5 @@ def _demand(model: StepModel, rank_rows: Floats) -> Demand:
 def _hit(share: Floats, even_share: Floats | float, even_hit: Floats | float) -> Floats:
     """Probability that a token reaches a place: 1 - (1 - even) ^ (load over even load), never above its copies."""
     missed = np.maximum(1 - np.asarray(even_hit), 1e-12)
-    return np.minimum(1 - missed ** (share / even_share), share)
+    hit: Floats = np.minimum(1 - missed ** (share / even_share), share)
+    return hit

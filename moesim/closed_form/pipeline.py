@@ -20,11 +20,12 @@ _MOST_WORKS = 200_000
 
 
 class Step(NamedTuple):
-    """One slot: its pipeline rank, its kind, the numbers of the outputs it waits for and of those it makes (-1: none)."""
+    """One slot: its pipeline rank, its kind, and the numbers of outputs that each of its sides needs and makes (-1: none)."""
 
     stage: int
     kind: int
-    needs: tuple[int, ...]
+    forward_needs: int
+    backward_needs: int
     forward: int
     backward: int
 
@@ -121,7 +122,8 @@ def compile_order(slots: Order, last_chunk: int) -> Plan:
                     made[side] = number[key] = len(number)
                     if key in waiting:
                         queue.append(waiting.pop(key))
-            steps.append(Step(stage, kind, tuple(number[key] for key in needs), *made))
+            came = {key[0]: number[key] for key in needs}
+            steps.append(Step(stage, kind, came.get("forward", -1), came.get("backward", -1), *made))
             position[stage] += 1
     if any(done < len(row) for done, row in zip(position, slots, strict=True)):
         raise InternalError("the pipeline schedule waits for itself")
@@ -130,19 +132,27 @@ def compile_order(slots: Order, last_chunk: int) -> Plan:
 
 
 def _walk(compiled: Plan, spent: list[SlotTime], hop: float) -> tuple[float, ...]:
-    """A slot begins when its rank is free and its inputs have come, `hop` seconds after they were ready."""
+    """Every slot's moments from those before it; an input comes `hop` seconds after it was ready."""
     clock, ready = [0.0] * compiled.stages, [0.0] * compiled.outputs
-    times = [(slot.seconds, slot.ready.get("forward", 0.0), slot.ready.get("backward", 0.0)) for slot in spent]
-    for stage, kind, needs, ahead, back in compiled.steps:
+    maps = [slot.paths for slot in spent]
+    for stage, kind, ahead_needs, back_needs, ahead, back in compiled.steps:
+        free, forward, backward = maps[kind]
         begin = clock[stage]
-        for need in needs:
-            arrives = ready[need] + hop
-            if arrives > begin:
-                begin = arrives
-        seconds, forward, backward = times[kind]
-        clock[stage] = begin + seconds
+        end, made, given = begin + free[0], begin + free[1], begin + free[2]
+        # Comparisons, not max(), and no inner loop: this is where the road spends its time.
+        if ahead_needs >= 0:
+            begin = ready[ahead_needs] + hop
+            end = begin + forward[0] if begin + forward[0] > end else end
+            made = begin + forward[1] if begin + forward[1] > made else made
+            given = begin + forward[2] if begin + forward[2] > given else given
+        if back_needs >= 0:
+            begin = ready[back_needs] + hop
+            end = begin + backward[0] if begin + backward[0] > end else end
+            made = begin + backward[1] if begin + backward[1] > made else made
+            given = begin + backward[2] if begin + backward[2] > given else given
+        clock[stage] = end
         if ahead >= 0:
-            ready[ahead] = begin + forward
+            ready[ahead] = made
         if back >= 0:
-            ready[back] = begin + backward
+            ready[back] = given
     return tuple(clock)

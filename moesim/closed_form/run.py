@@ -12,7 +12,7 @@ from collections import defaultdict
 
 from moesim.closed_form.expected import expected_work
 from moesim.closed_form.pipeline import Schedule, critical_path, kinds
-from moesim.closed_form.slots import Leg, SlotTime, evaluate
+from moesim.closed_form.slots import Leg, Reach, SlotTime, evaluate
 from moesim.results.assemble import assemble, require_memory
 from moesim.results.result import Result
 from moesim.results.summary import Observed
@@ -21,7 +21,7 @@ from moesim.step.data_parallel import exposed
 from moesim.step.memory import memory_parts
 from moesim.step.model import StepModel
 from moesim.step.operations import EXCHANGES, Operation
-from moesim.step.routed import Exchange, RoutedWork
+from moesim.step.routed import Exchange, RoutedWork, even_work
 from moesim.step.schedules import Slot
 
 
@@ -43,7 +43,7 @@ def estimate(scenario: Scenario, *, even_if_infeasible: bool = False) -> Result:
 
 def even_step_seconds(model: StepModel) -> float:
     """Length of the step at perfectly balanced routing."""
-    return observe(model, expected_work(model, balanced=True)).seconds[0]
+    return observe(model, even_work(model)).seconds[0]
 
 
 def observe(model: StepModel, routed: RoutedWork | None) -> Observed:
@@ -81,7 +81,8 @@ class _Legs:
     def __init__(self, model: StepModel, routed: RoutedWork | None) -> None:
         self.model, self.routed = model, routed
         self.known: dict[tuple[str, int, str, bool], Leg] = {}
-        self.slots: dict[tuple[int, ...], SlotTime] = {}
+        self.slots: dict[tuple[object, ...], SlotTime] = {}
+        self.layers_alike = routed is None or routed.layers_alike
         if routed is not None:
             for kind in EXCHANGES:
                 self._exchange(kind, getattr(routed, kind))
@@ -90,17 +91,26 @@ class _Legs:
 
     def slot(self, stage: int, slot: Slot) -> SlotTime:
         """Time of one kind of slot on a pipeline rank, with what full sharding makes it wait for."""
-        chunks = tuple(work.chunk if work is not None else -1 for work in slot)
-        spent = self.slots.get(chunks)
+        name = self._alike(slot)
+        spent = self.slots.get(name)
         if spent is None:
             operations, deferred = self.model.operations(slot), slot.weight is None
-            spent = evaluate(operations, [self._leg(operation, deferred) for operation in operations])
-            self.slots[chunks] = spent
+            spent = self.slots[name] = evaluate(
+                operations, [self._leg(operation, deferred) for operation in operations]
+            )
         wait = self.model.shard_wait(stage, slot)
         if not wait:
             return spent
-        ready = {side: moment + wait for side, moment in spent.ready.items()}
-        return SlotTime(spent.seconds + wait, ready, spent.busy, {**spent.waited, "data-parallel": wait})
+        later = tuple(Reach(*(moment + wait for moment in path)) for path in spent.paths)
+        return SlotTime(
+            spent.seconds + wait, (later[0], later[1], later[2]), spent.busy, {**spent.waited, "data-parallel": wait}
+        )
+
+    def _alike(self, slot: Slot) -> tuple[object, ...]:
+        """A name that slots of equal time share: their chunks, or what these are made of where all layers cost alike."""
+        if not self.layers_alike:
+            return tuple(work.chunk if work is not None else -1 for work in slot)
+        return tuple(self.model.chunk_make[work.chunk] if work is not None else None for work in slot)
 
     def exchange_seconds(self, kind: str) -> float:
         """Seconds that all dispatches or combines of a step take the mean rank of one pipeline rank."""

@@ -77,7 +77,7 @@ def rates(gpu: GpuSpec, compute: ComputeFormat, busy_multiprocessors: int = 0) -
 def peak(gpu: GpuSpec, compute: ComputeFormat) -> float:
     """The datasheet's dense peak in a compute format, FLOP/s; the scenario's checks guarantee that it exists."""
     rate = {"nvfp4": gpu.fp4, "bf16": gpu.bf16, "fp16": gpu.bf16}.get(compute, gpu.fp8)
-    return rate or gpu.bf16
+    return float(rate or gpu.bf16)
 
 
 def gemm_efficiency(gpu: GpuSpec, compute: ComputeFormat) -> float:
@@ -119,7 +119,8 @@ def experts_seconds(rows: Floats, flops_per_row: float, weight_elements: float, 
     arithmetic = rows * (flops_per_row / rates.grouped_gemm)
     reading = weight_elements * rates.weight_bytes / rates.memory
     seconds = np.hypot(arithmetic, reading)
-    return np.where(rows > 0, seconds, 0.0).sum(axis=-1)
+    total: Floats = np.where(rows > 0, seconds, 0.0).sum(axis=-1)
+    return total
 
 
 def smooth_max(left: Floats | float, right: Floats | float, exponent: float) -> Any:

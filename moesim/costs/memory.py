@@ -49,7 +49,9 @@ def state_bytes(held: float, shards: Shards, precision: PrecisionSpec) -> dict[s
     }
 
 
-def token_layer_bytes(model: ModelSpec, precision: PrecisionSpec, rows_per_token: float, recompute: frozenset[str]) -> TokenLayer:
+def token_layer_bytes(
+    model: ModelSpec, precision: PrecisionSpec, rows_per_token: float, recompute: frozenset[str]
+) -> TokenLayer:
     """Bytes a token and layer keeps: `rows_per_token` counts the routed copies computed on the rank a token.
 
     `recompute`: names of modules that run again in the backward and so keep less; "full" keeps the layer's input.
@@ -68,7 +70,9 @@ def token_layer_bytes(model: ModelSpec, precision: PrecisionSpec, rows_per_token
     attention += 2.0 * wide
     attention += 0.0 if "core_attn" in recompute else 2.0 * values
     norm = (0.0 if "layernorm" in recompute else 2.0 * h) + q * h
-    dense = norm if "mlp" in recompute else norm + dense_gates * 2.0 * (model.d_ff_dense or 0) + q * (model.d_ff_dense or 0)
+    dense = (
+        norm if "mlp" in recompute else norm + dense_gates * 2.0 * (model.d_ff_dense or 0) + q * (model.d_ff_dense or 0)
+    )
     width = float(model.d_ff_expert or 0)
     activated = 0.0 if "moe_act" in recompute else q * width
     routed = 0.0 if "moe" in recompute else rows_per_token * (q * h + gates * 2.0 * width + activated)
@@ -78,7 +82,7 @@ def token_layer_bytes(model: ModelSpec, precision: PrecisionSpec, rows_per_token
 
 
 def verdict(need: float, have: float) -> str:
-    """"fits", "tight" (needs off-load or recompute) or "infeasible"."""
+    """ "fits", "tight" (needs off-load or recompute) or "infeasible"."""
     ratio = need / have
     if ratio <= coefficients()["fits"]:
         return "fits"

@@ -31,9 +31,7 @@ def check_step(model: StepModel, devices: Sequence[Device], columns: Columns) ->
 
 def check_routing(model: StepModel, routed: RoutedWork) -> None:
     """Token copies routed = computed + dropped, and bytes sent = bytes received on each tier."""
-    scenario = model.scenario
-    layout, top_k = scenario.parallelism, scenario.model.top_k
-    total = scenario.tokens_per_rank * layout.expert_tensor * layout.expert * top_k
+    total = model.scenario.copies_per_group
     presented = routed.expert_routed.sum(axis=-1)
     if not np.all(presented == total):
         raise InternalError(f"routing: {presented.min()}..{presented.max()} copies routed of {total} presented")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ from moesim.results.summary import Observed
 from moesim.scenario.scenario import Scenario
 from moesim.step.memory import memory_parts
 from moesim.step.model import StepModel
-from moesim.step.routed import RoutedWork, price_layers, routing_sampler
+from moesim.step.routed import RoutedWork, even_work, price_layers, routing_sampler
 
 Progress = Callable[[str, float], None]
 
@@ -38,7 +39,11 @@ def simulate(scenario: Scenario, progress: Progress | None = None, *, even_if_in
     if not even_if_infeasible:
         require_memory(scenario, memory_parts(model, 1.0))
     streams = Streams(scenario.simulation.seed)
-    routed = draw_routing(model, tell)
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        # The balanced twin is simulated while compiled kernels draw tokens.
+        twin = beside.submit(_even_seconds, model, streams)
+        routed = draw_routing(model, tell)
+        even_seconds = twin.result()
     steps: list[SimulatedStep] = []
     for step in range(scenario.simulation.steps):
         done, count = step, scenario.simulation.steps
@@ -48,7 +53,13 @@ def simulate(scenario: Scenario, progress: Progress | None = None, *, even_if_in
 
         steps.append(simulate_step(model, routed, step, streams, report))
     tell("simulating", 1.0)
-    return assemble(model, routed, observe(model, steps), "simulate", _join(steps))
+    return assemble(model, routed, observe(model, steps, even_seconds), "simulate", _join(steps))
+
+
+def _even_seconds(model: StepModel, streams: Streams) -> float | None:
+    """Length of the same step, jitter and stragglers included, at perfectly balanced routing."""
+    even = even_work(model)
+    return None if even is None else simulate_step(model, even, 0, streams).seconds
 
 
 def draw_routing(model: StepModel, tell: Progress) -> RoutedWork | None:
@@ -59,13 +70,16 @@ def draw_routing(model: StepModel, tell: Progress) -> RoutedWork | None:
     sampler = routing_sampler(model)
     layers = len(model.moe_index)
     work = price_layers(
-        model, sampler.sample, scenario.simulation.microbatch_samples, lambda done: tell("routing tokens", done / layers)
+        model,
+        sampler.sample,
+        scenario.simulation.microbatch_samples,
+        lambda done: tell("routing tokens", done / layers),
     )
     check_routing(model, work)
     return work
 
 
-def observe(model: StepModel, steps: list[SimulatedStep]) -> Observed:
+def observe(model: StepModel, steps: list[SimulatedStep], even_seconds: float | None = None) -> Observed:
     """Means over steps and pipeline ranks."""
     waited: defaultdict[str, float] = defaultdict(float)
     busy: defaultdict[str, float] = defaultdict(float)
@@ -77,7 +91,7 @@ def observe(model: StepModel, steps: list[SimulatedStep]) -> Observed:
         sums = np.bincount(inverse, weights=step.columns["busy_mean"]) / ranks / len(steps)
         for kind, seconds in zip(kinds.tolist(), sums.tolist(), strict=True):
             busy[kind] += seconds
-    return Observed(tuple(step.seconds for step in steps), busy, waited)
+    return Observed(tuple(step.seconds for step in steps), busy, waited, even_seconds)
 
 
 def _join(steps: list[SimulatedStep]) -> Columns:

@@ -139,12 +139,12 @@ def _add_loads(durations: Durations, columns: Columns) -> None:
     routed = durations.routed
     if routed is None:
         return
-    layers = np.full(durations.model.scenario.model.layers + 1, -1)
-    for layer, position in durations.model.moe_index.items():
-        layers[layer] = position
+    moe_place = np.full(durations.model.scenario.model.layers + 1, -1)
+    for moe_layer, position in durations.model.moe_index.items():
+        moe_place[moe_layer] = position
     for name in ("dispatch", "combine", "experts"):
         rows = np.flatnonzero(kinds == name)
-        layer = layers[columns["layer"][rows]]
+        layer = moe_place[columns["layer"][rows]]
         sample = durations.sample_of[layer, columns["microbatch"][rows]]
         if name == "experts":
             columns["rows"][rows] = routed.rows.sum(axis=-1)[layer, sample]

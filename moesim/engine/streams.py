@@ -44,6 +44,12 @@ class SlotRun:
         return self.positions[stream][-1] if self.positions[stream] else None
 
 
+def ended(event: simpy.Event) -> Floats:
+    """When each rank [R] ended the operation whose event has happened."""
+    times: Floats = event.value
+    return times
+
+
 class Device:
     """One pipeline rank of the simulated group; `runs` are its slots in schedule order."""
 
@@ -88,7 +94,7 @@ class Device:
         event = run.done[last]
         if not event.processed:
             yield event
-        free = np.maximum(self.free[stream], event.value)
+        free = np.maximum(self.free[stream], ended(event))
         if stream == "compute":
             self.recorder.waits(self.stage, run.operations[last].kind, float((free - self.free[stream]).mean()))
         self.free[stream] = free
@@ -98,15 +104,15 @@ class Device:
         operation = run.operations[position]
         begin = self.free[stream]
         events = [run.done[before] for before in operation.after]
-        hop = 0.0
-        arrival = run.entry[operation.side] if operation.entry else None
-        if arrival is not None:
-            events.append(arrival)
-            hop = self.durations.hop
         for event in events:
             if not event.processed:
                 yield event
-            begin = np.maximum(begin, event.value + hop if event is arrival else event.value)
+            begin = np.maximum(begin, ended(event))
+        arrival = run.entry[operation.side] if operation.entry else None
+        if arrival is not None:
+            if not arrival.processed:
+                yield arrival
+            begin = np.maximum(begin, ended(arrival) + self.durations.hop)
         begin = self.durations.together(operation, begin)
         end, busy = self.durations.run(self.stage, run.slot, operation, begin)
         self._account(run, operation, begin)

@@ -62,7 +62,8 @@ def require_memory(scenario: Scenario, parts: dict[str, float]) -> None:
     }.get(name, "more GPUs to a model replica, or GPUs with more memory")
     raise InfeasibleError(
         f"{scenario.name}: does not fit in memory: the fullest GPU needs {show(need, 'B')} of {show(have, 'B')}"
-        f" (limit {coefficients()['infeasible']:.2f} x); binding: {name}, {show(parts[name], 'B')}; it would relax with {relax}"
+        f" (limit {coefficients()['infeasible']:.2f} x); binding: {name}, {show(parts[name], 'B')};"
+        f" it would relax with {relax}"
     )
 
 

@@ -38,6 +38,7 @@ _COLOURS: dict[str, str] = {
     "weights": "#0072B2",
     "activation": "#E69F00",
     "libraries": "#DDCC77",
+    "rank": "#0072B2",
     "forward": "#0072B2",
     "backward": "#E69F00",
     "weight": "#009E73",
@@ -74,7 +75,8 @@ def title(text: str, below: str) -> dict[str, Any]:
 
 def axis(label: str | None, **options: Any) -> dict[str, Any]:
     """An axis in the common font size."""
-    return {"title": label, "labelFontSize": FONT, "titleFontSize": FONT, "titleFontWeight": "normal", **options}
+    text = {"labelFontSize": FONT, "titleFontSize": FONT, "titleFontWeight": "normal", "labelOverlap": True}
+    return {"title": label, "tickCount": 8, **text, **options}
 
 
 def legend(label: str | None = None, **options: Any) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class Charts:
         )
         x_axis, room = style.axis(f"time, mean over GPUs ({symbol})"), style.span(0, 1.3 * longest / factor)
         base = alt.Chart(data).encode(
-            y=alt.Y("part:N", sort=names, axis=style.axis(None, labelLimit=220)),
+            y=alt.Y("part:N", sort=names, axis=style.axis(None, labelLimit=220, labelOverlap=False)),
             x=alt.X("time:Q", axis=x_axis, scale=room),
             tooltip=[alt.Tooltip("part:N"), alt.Tooltip("label:N", title="time · share of the step")],
         )
@@ -160,7 +160,7 @@ def _load_cells(load: views.ExpertLoad) -> tuple[alt.Chart, str, dict[str, Any]]
     legend = style.legend("tokens / mean", orient="bottom", gradientLength=200)
     cells = _cells(alt.Chart(), {"x": ("expert", experts)}, width).encode(
         x=alt.X("expert:Q", axis=style.axis("expert", grid=False), scale=style.span(0, experts)),
-        y=alt.Y("layer:O", axis=style.axis("model layer", labelOverlap=True)),
+        y=alt.Y("layer:O", axis=style.axis("model layer")),
         color=alt.Color("load:Q", scale=scale, legend=legend),
         tooltip=["layer:O", "expert:Q", alt.Tooltip("load:Q", title="tokens / mean", format=".3g")],
     )
@@ -249,7 +249,7 @@ def _phase_order(phase: str) -> tuple[int, str]:
 
 
 def _lanes(field: str, label: str, **options: Any) -> alt.Y:
-    axis = style.axis(label, labelOverlap=True, labelLimit=190, minExtent=120)
+    axis = style.axis(label, labelLimit=190, minExtent=120)
     return alt.Y(field, axis=axis, scale=alt.Scale(paddingInner=0.12), **options)
 
 

@@ -133,7 +133,8 @@ def summary_table(result: Result) -> Table:
         number = str(notes.index(row.note) + 1) if row.note else ""
         label = Padding(Text(row.label), (0, 0, 0, 2))
         table.add_row(label, *map(Text, (row.value, row.range, row.basis, number)))
-    table.caption = Text("\n".join(f"{number:>2} {shorten(note, 400)}" for number, note in enumerate(notes, 1)))
+    lines = [f"{number:>2} {shorten(note, 400)}" for number, note in enumerate(notes, 1)]
+    table.caption = Text("\n".join(lines)) if lines else None
     return table
 
 

@@ -1,11 +1,13 @@
 """The compiled road of the sampler: draws every token's experts and counts where they go, without Python's lock.
 
-T tokens of a source rank, E experts, K choices, G groups, R ranks, N domains, S sequences of a source rank.
+T tokens of a source rank, S sequences, E experts, K choices, G groups, R ranks, N domains; B tokens of a block, each of
+D draws.
 
 A token's experts arrive as in a race: expert e at a time drawn from an exponential law of rate weight[e], which is the
-order of logits with Gumbel noise. The order of arrival is that of successive draws in proportion to weight, repeats
-passed over: two draws to a 64-bit word from an alias table and, after `words` words, a scan of the weights not yet
-seen, so that no skew can stall it. Every rule is a filter over this order, best first.
+order of logits with Gumbel noise, and the order of successive draws in proportion to weight, repeats passed over. The
+draws come from an alias table; beyond `Law.words` of them, from a scan of what is not yet seen, so that no skew stalls.
+Every rule is a filter over this order. A block of tokens draws D experts each in loops without branches, and the tokens
+that need more are drawn again, with more draws, from the start of the same random words: D changes the speed only.
 
 Each token has a counter-based generator of its own: results depend on neither the order of calls nor the threads.
 """
@@ -20,44 +22,47 @@ import numpy as np
 from numpy.typing import NDArray
 
 F = TypeVar("F", bound=Callable[..., Any])
-Words = NDArray[np.uint64]
 Floats = NDArray[np.float64]
+Words = NDArray[np.uint64]
+Names = NDArray[np.uint16]
 Counters = NDArray[np.int32]
-U64 = np.uint64
+U16, U64, I32 = np.uint16, np.uint64, np.int32
 
-PLAIN, FIRST_GROUPS, TWO_BEST = 0, 1, 2
-
+BLOCK = 128
 # splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014)
 STEP, MIX1, MIX2 = U64(0x9E3779B97F4A7C15), U64(0xBF58476D1CE4E5B9), U64(0x94D049BB133111EB)
 SHIFT1, SHIFT2, SHIFT3 = U64(30), U64(27), U64(31)
 HALF, LOW, SPARE = U64(32), U64(0xFFFFFFFF), U64(11)
-ZERO, ONE = U64(0), U64(1)
-# a group's tally in one word: how many of its experts arrived (0, 1, 2) on top, the sum of their scores below
-ONCE, TWICE, FULL = U64(1 << 62), U64(2 << 62), U64(2**64 - 1)
+ZERO, ONE, NONE = U64(0), U64(1), I32(0)
 
 
 class Law(NamedTuple):
-    """How a token chooses. `group` [E]; for TWO_BEST, `score` [E+1] of the n-th expert to arrive, falling to 0, and
-    `name` [G], the low bits of a tally that tell groups of equal score apart (the lower group wins)."""
+    """How a token chooses: K, and the L best of G groups by the sum of the scores of their `best` first arrivals.
 
-    rule: int
+    `best` 0: there are no groups. `score` [D+1] of the expert found by draw j, falling, positive; `group` [E+1],
+    contiguous and equal, G for no expert. `draws` to start with; `words`: how many draws come from the alias table.
+    """
+
     top_k: int
-    words: int
+    best: int
+    groups: int
     top_groups: int
-    group: NDArray[np.uint32]
-    score: Words
-    name: Words
+    draws: int
+    words: int
+    group: Names
+    score: Counters
 
 
 class Places(NamedTuple):
     """Rank and domain of each expert, [E+1]: the last entry is the bin of dropped copies."""
 
-    rank: NDArray[np.uint32]
-    domain: NDArray[np.uint32]
+    rank: Counters
+    domain: Counters
 
 
 class Limit(NamedTuple):
-    """Rows an expert takes (0: no limit), from each source or from the whole group, and in which order."""
+    """Rows that an expert takes, from each source or from the whole group (-1: no limit, from each source), and the
+    order: all first choices before all second ones, or token by token."""
 
     rows: int
     whole_group: bool
@@ -74,14 +79,27 @@ class Span(NamedTuple):
 
 
 class Tallies(NamedTuple):
-    """What a call adds to: copies [R, R+1], rank_tokens [R, R+1], domain_tokens [R, N+1] (the last column is the bin of
-    dropped copies), expert_routed [E], expert_kept [E]."""
+    """What a call adds to, as in RoutingCounts: [R, R], [R, R], [R, N], [E], [E]."""
 
     copies: Counters
     rank_tokens: Counters
     domain_tokens: Counters
     expert_routed: Counters
     expert_kept: Counters
+
+
+class Block(NamedTuple):
+    """A block's arrays: random words [B]; draws [D, B], E for a repeat, and whether a draw is one [B]; scores of each
+    group's first and second arrival [G, B], 0 for none; kept groups [G+1, B]; tokens in need of more draws [B].
+    """
+
+    words: Words
+    drawn: Names
+    repeat: Names
+    first: Counters
+    second: Counters
+    kept: Counters
+    unsure: Counters
 
 
 def compiled(function: F) -> F:
@@ -104,10 +122,12 @@ def mix(word: np.uint64) -> np.uint64:
 def fill_alias(weight: Floats, alias: Words) -> None:
     """Vose's alias table: cell i holds the odds of staying at i (upper 32 bits) and where to go instead (lower)."""
     E = weight.size
-    share = weight * (E / weight.sum())
-    small, large = np.empty(E, np.int64), np.empty(E, np.int64)
-    smalls, larges = 0, 0
+    share, small, large = np.empty(E, np.float64), np.empty(E, np.int64), np.empty(E, np.int64)
+    smalls, larges, total = 0, 0, 0.0
     for e in range(E):
+        total += weight[e]
+    for e in range(E):
+        share[e] = weight[e] * (E / total)
         alias[e] = (LOW << HALF) | U64(e)
         if share[e] < 1.0:
             small[smalls] = e
@@ -127,240 +147,269 @@ def fill_alias(weight: Floats, alias: Words) -> None:
 
 
 @compiled
-def pick(alias: Words, bits: np.uint64) -> np.uint64:
-    """One draw with replacement from 32 random bits: the upper ones choose a cell, the rest its owner or its alias."""
-    scaled = bits * U64(alias.size)
-    cell = scaled >> HALF
-    row = alias[cell]
-    return cell if (scaled & LOW) < (row >> HALF) else row & LOW
+def draw_words(key: np.uint64, rows: Counters, j: int, words: Words) -> None:
+    """Random word j of each token."""
+    ahead = U64(j + 1) * STEP
+    for b in range(rows.size):
+        words[b] = mix(mix(key + U64(rows[b]) * STEP) + ahead)
 
 
 @compiled
-def scan(weight: Floats, seen: Counters, t: np.int32, word: np.uint64) -> np.uint64:
-    """One draw among the experts that token t has not seen; its last expert where it has seen them all."""
+def pick(words: Words, half: np.uint64, alias: Words, drawn: Names) -> None:
+    """One draw with replacement from half a word: its upper bits choose a cell, the rest its owner or its alias."""
+    E = U64(alias.size)
+    for b in range(words.size):
+        scaled = ((words[b] >> half) & LOW) * E
+        cell = scaled >> HALF
+        row = alias[cell]
+        drawn[b] = U16(cell) if (scaled & LOW) < (row >> HALF) else U16(row & LOW)
+
+
+@compiled
+def strike_repeats(draws: int, E: int, block: Block) -> None:
+    """Replace by E the draws whose expert the token has drawn before."""
+    drawn, repeat, struck = block.drawn, block.repeat, U16(E)
+    for j in range(1, draws):
+        repeat[:] = 0
+        for i in range(j):
+            for b in range(repeat.size):
+                repeat[b] |= U16(drawn[i, b] == drawn[j, b])
+        for b in range(repeat.size):
+            drawn[j, b] = drawn[j, b] if repeat[b] == U16(0) else struck
+
+
+@compiled
+def scan(weight: Floats, seen: NDArray[np.bool_], word: np.uint64) -> int:
+    """One draw among the experts not yet seen; E where there are none left."""
     left = 0.0
+    found = weight.size
     for e in range(weight.size):
-        if seen[e] != t:
+        if not seen[e]:
             left += weight[e]
     target = np.float64(word >> SPARE) * (left / 9007199254740992.0)
-    found = 0
     for e in range(weight.size):
-        if seen[e] != t:
+        if not seen[e]:
             target -= weight[e]
             found = e
             if target < 0.0:
                 break
-    return U64(found)
+    return found
 
 
 @compiled
-def pair(weight: Floats, alias: Words, seen: Counters, t: np.int32, word: np.uint64, scanning: bool) -> Any:
-    """The next two draws of token t; while scanning one draw, given twice: a repeat is passed over anyway."""
-    if scanning:
-        expert = scan(weight, seen, t, word)
-        return expert, expert
-    return pick(alias, word >> HALF), pick(alias, word & LOW)
+def scan_on(law: Law, weight: Floats, key: np.uint64, rows: Counters, block: Block) -> None:
+    """The draws beyond the alias table's, each of an expert that the token has not seen."""
+    seen = np.empty(weight.size + 1, np.bool_)
+    for b in range(rows.size):
+        seen[:] = False
+        for j in range(law.words):
+            seen[block.drawn[j, b]] = True
+        for j in range(law.words, block.drawn.shape[0]):
+            e = scan(weight, seen, mix(mix(key + U64(rows[b]) * STEP) + U64(j + 1) * STEP))
+            seen[e] = True
+            block.drawn[j, b] = e
 
 
 @compiled
-def draw_plain(law: Law, weight: Floats, alias: Words, key: np.uint64, first: int, last: int, seen: Counters,
-               out: NDArray[np.uint32]) -> None:
-    """The first K experts to arrive."""
-    K, words = U64(law.top_k), U64(law.words)
-    for row in range(first, last):
-        t, state = np.int32(row), mix(key + U64(row) * STEP)
-        n = i = ZERO
-        while n < K:
-            state += STEP
-            e, f = pair(weight, alias, seen, t, mix(state), i >= words)
-            out[row, n] = e
-            n += U64(seen[e] != t)
-            seen[e] = t
-            out[row, n] = f
-            n += U64(seen[f] != t)
-            seen[f] = t
-            i += ONE
+def best_scores(law: Law, E: int, block: Block) -> None:
+    """Scores of the first and second arrival of each group, from the last draw back."""
+    drawn, first, second = block.drawn, block.first, block.second
+    first[:] = 0
+    second[:] = 0
+    size = U16(E // law.groups)
+    for g in range(law.groups):
+        start = U16(g * size)
+        for j in range(drawn.shape[0] - 1, -1, -1):
+            here = law.score[j]
+            for b in range(drawn.shape[1]):
+                hit = U16(drawn[j, b] - start) < size
+                held = first[g, b]
+                second[g, b] = held if hit else second[g, b]
+                first[g, b] = here if hit else held
 
 
 @compiled
-def draw_first_groups(law: Law, weight: Floats, alias: Words, key: np.uint64, first: int, last: int, seen: Counters,
-                      out: NDArray[np.uint32]) -> None:
-    """The first K to arrive in the `top_groups` groups that are met first: a group's score is its maximum."""
-    K, words, most = U64(law.top_k), U64(law.words), U64(law.top_groups)
-    met = np.full(law.name.size, -1, np.int32)
-    for row in range(first, last):
-        t, state = np.int32(row), mix(key + U64(row) * STEP)
-        n = i = opened = ZERO
-        while n < K:
-            state += STEP
-            e, f = pair(weight, alias, seen, t, mix(state), i >= words)
-            for expert in (e, f):
-                g = U64(law.group[expert])
-                known = met[g] == t
-                taken = (seen[expert] != t) & (known | (opened < most))
-                seen[expert] = t
-                out[row, n] = expert
-                n += U64(taken)
-                opened += U64(taken & (not known))
-                met[g] = t if taken else met[g]
-            i += ONE
-    
+def keep_groups(law: Law, ahead: np.int32, block: Block) -> None:
+    """Keep the best groups; unsure where one of them, judged by the best it can become, still lacks an arrival.
 
-@compiled
-def draw_two_best(law: Law, weight: Floats, alias: Words, key: np.uint64, first: int, last: int, seen: Counters,
-                  out: NDArray[np.uint32]) -> None:
-    """The first K to arrive in the `top_groups` groups whose two first experts have the largest sum of scores.
-
-    Draws until one group more than needed has two experts, drops the worst, and goes on while a group with one expert
-    could still overtake.
+    `ahead` is the score of the next draw; of groups with equal scores the lower one is better.
     """
-    K, words, most = U64(law.top_k), U64(law.words), U64(law.top_groups)
-    group, score, name = law.group, law.score, law.name
-    G = U64(name.size)
-    tally = np.empty(name.size, np.uint64)
-    order = np.empty(weight.size + 1, np.uint32)
-    for row in range(first, last):
-        t, state = np.int32(row), mix(key + U64(row) * STEP)
-        m = i = done = bar = low = ZERO
-        g = ZERO
+    first, second, kept, unsure = block.first, block.second, block.kept, block.unsure
+    G, B = first.shape
+    bound, rank = np.empty((G, B), np.int32), np.empty(B, np.int32)
+    last = second if law.best == 2 else first
+    unsure[:] = 0
+    for g in range(G):
+        for b in range(B):
+            bound[g, b] = first[g, b] if first[g, b] > NONE else ahead
+            if law.best == 2:
+                bound[g, b] += second[g, b] if second[g, b] > NONE else ahead
+    for g in range(G):
+        rank[:] = 0
+        for h in range(g):
+            for b in range(B):
+                rank[b] += I32(bound[h, b] >= bound[g, b])
+        for h in range(g + 1, G):
+            for b in range(B):
+                rank[b] += I32(bound[h, b] > bound[g, b])
+        for b in range(B):
+            kept[g, b] = I32(rank[b] < law.top_groups)
+            unsure[b] |= kept[g, b] & I32(last[g, b] == NONE)
+
+
+@compiled
+def select(rows: Counters, law: Law, block: Block, choices: Names) -> None:
+    """Write each token's first K arrivals in kept groups to choices [T * K]; unsure where there are fewer."""
+    drawn, group, kept, unsure = block.drawn, law.group, block.kept, block.unsure
+    D, G, B, K = U64(drawn.shape[0]), U64(kept.shape[0]), U64(rows.size), U64(law.top_k)
+    line, keep = np.empty(drawn.shape[0] + 1, np.uint16), np.empty(kept.shape[0], np.uint64)
+    b = ZERO
+    while b < B:
+        n = i = g = j = ZERO
         while g < G:
-            tally[g] = name[g]
+            keep[g] = U64(kept[g, b])
             g += ONE
-        while score[m] > bar:
-            while (done <= most) & (score[m] > bar):
-                state += STEP
-                e, f = pair(weight, alias, seen, t, mix(state), i >= words)
-                for expert in (e, f):
-                    new = seen[expert] != t
-                    seen[expert] = t
-                    order[m] = expert
-                    g = U64(group[expert])
-                    held = tally[g]
-                    tally[g] = held + ((ONCE + score[m]) if new & (held < TWICE) else ZERO)
-                    done += U64(new & (held >= ONCE) & (held < TWICE))
-                    m += U64(new)
-                i += ONE
-            low, best = extremes(tally)
-            while done > most:
-                g = ZERO
-                while g < G:
-                    tally[g] = name[g] if tally[g] == low else tally[g]
-                    g += ONE
-                done -= ONE
-                low, best = extremes(tally)
-            bar = low - best - ONCE if low > best + ONCE else ZERO
-        n = j = ZERO
-        while (j < m) & (n < K):
-            out[row, n] = order[j]
-            n += U64(tally[U64(group[U64(order[j])])] >= low)
+        while j < D:
+            e = drawn[j, b]
+            line[n] = e
+            n += keep[U64(group[U64(e)])]
             j += ONE
-        while n < K:
-            state += STEP
-            e, f = pair(weight, alias, seen, t, mix(state), i >= words)
-            for expert in (e, f):
-                out[row, n] = expert
-                n += U64((seen[expert] != t) & (tally[U64(group[expert])] >= low))
-                seen[expert] = t
+        start = U64(rows[b]) * K
+        while i < K:
+            choices[start + i] = line[i]
             i += ONE
+        unsure[b] |= I32(n < K)
+        b += ONE
 
 
 @compiled
-def extremes(tally: Words) -> Any:
-    """The lowest tally of a group with two experts, and the highest of one with fewer."""
-    low, best = FULL, ZERO
-    g, G = ZERO, U64(tally.size)
-    while g < G:
-        held = tally[g]
-        low = min(low, held if held >= TWICE else FULL)
-        best = max(best, held if held < TWICE else ZERO)
-        g += ONE
-    return low, best
+def new_block(G: int, D: int, B: int) -> Block:
+    """The arrays of a block; without groups, everything is kept that is no repeat."""
+    kept = np.ones((G + 1, B), np.int32)
+    kept[G] = 0
+    return Block(
+        np.empty(B, np.uint64),
+        np.zeros((D, B), np.uint16),
+        np.empty(B, np.uint16),
+        np.empty((G, B), np.int32),
+        np.empty((G, B), np.int32),
+        kept,
+        np.zeros(B, np.int32),
+    )
 
 
 @compiled
-def keep_first(choices: NDArray[np.uint32], limit: Limit, filled: Counters) -> None:
-    """Replace the choices that come too late for their expert by E, and count all of them in `filled` [E]."""
-    T, K, E = choices.shape[0], choices.shape[1] - 1, filled.size
-    if limit.choice_major:
-        for k in range(K):
-            for t in range(T):
-                e = choices[t, k]
-                choices[t, k] = e if filled[e] < limit.rows else E
-                filled[e] += np.int32(1)
-    else:
-        for t in range(T):
-            for k in range(K):
-                e = choices[t, k]
-                choices[t, k] = e if filled[e] < limit.rows else E
-                filled[e] += np.int32(1)
+def choose(
+    law: Law, weight: Floats, alias: Words, key: np.uint64, pending: Counters, draws: int, choices: Names
+) -> int:
+    """Choose for the pending tokens with `draws` draws each; those that need more move to the front, counted."""
+    blocks = (pending.size + BLOCK - 1) // BLOCK
+    lanes = (pending.size + blocks - 1) // max(blocks, 1)
+    block = new_block(law.groups, draws, lanes)
+    picks, left = min(draws, law.words), 0
+    for n in range(blocks):
+        rows = pending[n * lanes : (n + 1) * lanes]
+        for j in range(picks):
+            if j % 2 == 0:
+                draw_words(key, rows, j // 2, block.words)
+            pick(block.words, HALF if j % 2 == 0 else ZERO, alias, block.drawn[j])
+        strike_repeats(picks, weight.size, block)
+        if draws > picks:
+            scan_on(law, weight, key, rows, block)
+        block.unsure[:] = 0
+        if law.best > 0:
+            best_scores(law, weight.size, block)
+            keep_groups(law, law.score[draws], block)
+        select(rows, law, block, choices)
+        for b in range(rows.size):
+            pending[left] = rows[b]
+            left += block.unsure[b]
+    return left
 
 
 @compiled
-def count_places(choices: NDArray[np.uint32], places: Places, counts: Any) -> None:
-    """Add one source's kept copies by expert [E+1], and its tokens by distinct rank [R+1] and domain [N+1]."""
-    by_expert, by_rank, by_domain = counts
-    K = U64(choices.shape[1] - 1)
-    last_rank = np.full(by_rank.size, -1, np.int32)
-    last_domain = np.full(by_domain.size, -1, np.int32)
-    for row in range(choices.shape[0]):
-        t = np.int32(row)
-        k = ZERO
-        while k < K:
-            e = U64(choices[row, k])
-            by_expert[e] += np.int32(1)
-            r, d = U64(places.rank[e]), U64(places.domain[e])
-            by_rank[r] += np.int32(last_rank[r] != t)
-            last_rank[r] = t
-            by_domain[d] += np.int32(last_domain[d] != t)
-            last_domain[d] = t
-            k += ONE
-
-
-@compiled
-def draw_source(law: Law, weights: Floats, seed: np.uint64, source: int, sequences: int,
-                choices: NDArray[np.uint32]) -> None:
-    """All choices [T, K+1] (the last column is scratch) of one source rank; weights [1 or S, E], a row a sequence."""
-    T, E = choices.shape[0], weights.shape[1]
-    seen = np.full(E, -1, np.int32)
+def draw_source(law: Law, weights: Floats, seed: np.uint64, source: int, sequences: int, choices: Names) -> None:
+    """All choices [T * K] of one source rank, best first; weights [1 or S, E], a row a sequence."""
+    T, E = choices.size // law.top_k, weights.shape[1]
     alias = np.empty(E, np.uint64)
     key = mix(seed + U64(source + 1) * STEP)
+    begin = law.draws
     for s in range(sequences):
         own = min(s, weights.shape[0] - 1)
         if s == own:
             fill_alias(weights[own], alias)
-        first, last = s * T // sequences, (s + 1) * T // sequences
-        if law.rule == PLAIN:
-            draw_plain(law, weights[own], alias, key, first, last, seen, choices)
-        elif law.rule == FIRST_GROUPS:
-            draw_first_groups(law, weights[own], alias, key, first, last, seen, choices)
-        else:
-            draw_two_best(law, weights[own], alias, key, first, last, seen, choices)
+        pending = np.arange(s * T // sequences, (s + 1) * T // sequences).astype(np.int32)
+        draws = begin
+        left = choose(law, weights[own], alias, key, pending, draws, choices)
+        # a redrawn token costs about as much as some eight draws more for all
+        begin += int(left * 8 > pending.size) - int(left * 32 < pending.size and begin > law.draws)
+        while left > 0:
+            draws = min(draws + draws // 2 + 1, law.words + E)
+            left = choose(law, weights[own], alias, key, pending[:left], draws, choices)
 
 
 @compiled
-def sample_sources(law: Law, weights: Floats, places: Places, limit: Limit, span: Span, seed: np.uint64,
-                   tallies: Tallies) -> None:
+def keep_first(choices: Names, top_k: int, limit: Limit, filled: Counters) -> None:
+    """Replace the choices that come too late for their expert by E, and count all of them in `filled` [E]."""
+    E, T = filled.size, choices.size // top_k
+    for i in range(choices.size):
+        at = (i % T) * top_k + i // T if limit.choice_major else i
+        e = choices[at]
+        choices[at] = e if filled[e] < limit.rows else E
+        filled[e] += I32(1)
+
+
+@compiled
+def count_places(
+    choices: Names, top_k: int, places: Places, by_expert: Counters, by_rank: Counters, by_domain: Counters
+) -> None:
+    """Kept copies by expert [E+1], and tokens by distinct rank [R+1] and domain [N+1]; the last of each is a bin."""
+    last_rank, last_domain = np.empty(by_rank.size, np.int32), np.empty(by_domain.size, np.int32)
+    by_expert[:] = 0
+    by_rank[:] = 0
+    by_domain[:] = 0
+    last_rank[:] = -1
+    last_domain[:] = -1
+    i = stop = ZERO
+    for row in range(choices.size // top_k):
+        t = I32(row)
+        stop += U64(top_k)
+        while i < stop:
+            e = U64(choices[i])
+            r, d = U64(places.rank[e]), U64(places.domain[e])
+            by_expert[e] += I32(1)
+            by_rank[r] += I32(last_rank[r] != t)
+            last_rank[r] = t
+            by_domain[d] += I32(last_domain[d] != t)
+            last_domain[d] = t
+            i += ONE
+
+
+@compiled
+def sample_sources(
+    law: Law, weights: Floats, places: Places, limit: Limit, span: Span, seed: np.uint64, tallies: Tallies
+) -> None:
     """Draw and count the tokens of a span of sources; weights [1 or sources * S, E]."""
-    E, S = weights.shape[1], span.sequences
-    choices = np.empty((span.tokens, law.top_k + 1), np.uint32)
-    by_expert = np.zeros(E + 1, np.int32)
-    filled = np.zeros(E, np.int32)
+    E, R, N = weights.shape[1], tallies.rank_tokens.shape[1], tallies.domain_tokens.shape[1]
+    choices = np.empty(span.tokens * law.top_k, np.uint16)
+    filled, by_expert = np.zeros(E, np.int32), np.empty(E + 1, np.int32)
+    by_rank, by_domain = np.empty(R + 1, np.int32), np.empty(N + 1, np.int32)
     for source in range(span.first, span.last):
-        row = (source - span.first) * S
-        own = weights[row : row + S] if weights.shape[0] > 1 else weights
-        draw_source(law, own, seed, source, S, choices)
-        if limit.rows > 0:
-            if not limit.whole_group:
-                filled[:] = 0
-            keep_first(choices, limit, filled)
-        by_expert[:] = 0
-        count_places(choices, places, (by_expert, tallies.rank_tokens[source], tallies.domain_tokens[source]))
+        row = (source - span.first) * span.sequences
+        own = weights[row : row + span.sequences] if weights.shape[0] > 1 else weights
+        draw_source(law, own, seed, source, span.sequences, choices)
+        if limit.rows >= 0:
+            for e in range(E):
+                filled[e] = tallies.expert_routed[e] if limit.whole_group else 0
+            keep_first(choices, law.top_k, limit, filled)
+        count_places(choices, law.top_k, places, by_expert, by_rank, by_domain)
         for e in range(E):
-            tallies.copies[source, places.rank[e]] += by_expert[e]
-            tallies.expert_kept[e] += by_expert[e]
-            if limit.rows == 0:
-                tallies.expert_routed[e] += by_expert[e]
-            elif limit.whole_group:
-                tallies.expert_routed[e] = filled[e]
-            else:
-                tallies.expert_routed[e] += filled[e]
+            kept = by_expert[e]
+            tallies.copies[source, places.rank[e]] += kept
+            tallies.expert_kept[e] += kept
+            routed = filled[e] if limit.rows >= 0 else kept
+            tallies.expert_routed[e] = routed if limit.whole_group else tallies.expert_routed[e] + routed
+        for r in range(R):
+            tallies.rank_tokens[source, r] = by_rank[r]
+        for d in range(N):
+            tallies.domain_tokens[source, d] = by_domain[d]

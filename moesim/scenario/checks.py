@@ -67,7 +67,9 @@ def router_fits_the_experts(scenario: Scenario) -> Iterator[Problem]:
     elif router.top_groups > router.groups:
         yield Problem("model.router.top_groups", f"{router.top_groups} of {router.groups} groups cannot be kept")
     elif router.groups > 1 and router.top_groups * (model.n_experts // router.groups) < model.top_k:
-        yield Problem("model.router.top_groups", f"{router.top_groups} groups hold fewer experts than top-{model.top_k}")
+        yield Problem(
+            "model.router.top_groups", f"{router.top_groups} groups hold fewer experts than top-{model.top_k}"
+        )
     if router.rule not in ROUTERS:
         yield Problem("routing.router", f"unknown router {router.rule!r}{nearest_hint(router.rule, ROUTERS)}")
 
@@ -134,7 +136,9 @@ def tensors_split(scenario: Scenario) -> Iterator[Problem]:
             f"{work.sequence_length} does not divide by context {layout.context} x tensor {layout.tensor}",
         )
     if model.is_moe and (model.d_ff_expert or 0) % layout.expert_tensor:
-        yield Problem("parallelism.expert_tensor", f"width {model.d_ff_expert} does not divide by {layout.expert_tensor}")
+        yield Problem(
+            "parallelism.expert_tensor", f"width {model.d_ff_expert} does not divide by {layout.expert_tensor}"
+        )
     if model.is_moe and layout.tensor > 1 and not layout.sequence_parallel:
         yield Problem("parallelism.sequence_parallel", "must be true where tensor > 1 and the model has experts")
 

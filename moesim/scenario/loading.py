@@ -163,7 +163,9 @@ def _router(resolved: Document, found: list[Problem]) -> None:
     changes = {"rule": router} if isinstance(router, str) else dict(router) if isinstance(router, dict) else {}
     name = changes.pop("name", changes.get("rule"))
     if name is None:
-        found.append(Problem("routing.router", f"expected model-default, a name, or {{name: ...}}{nearest_hint('', known)}"))
+        found.append(
+            Problem("routing.router", f"expected model-default, a name, or {{name: ...}}{nearest_hint('', known)}")
+        )
         return
     if name not in known:
         found.append(Problem("routing.router", f"unknown router {shorten(name)!r}{nearest_hint(str(name), known)}"))

@@ -75,6 +75,12 @@ class Scenario(Spec):
         return max(1, self.tokens_per_replica // self.parallelism.tensor)
 
     @cached_property
+    def copies_per_group(self) -> int:
+        """(token, expert) pairs of one microbatch that an expert-parallel group routes in one layer."""
+        layout = self.parallelism
+        return self.tokens_per_rank * layout.expert * layout.expert_tensor * self.model.top_k
+
+    @cached_property
     def tokens_per_step(self) -> int:
         """Tokens of the global batch."""
         return self.workload.global_batch * self.workload.sequence_length

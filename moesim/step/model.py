@@ -16,8 +16,8 @@ from moesim.routing.capacity import CapacityRule
 from moesim.scenario.scenario import Scenario
 from moesim.step.data_parallel import DataParallel, Held, data_parallel, exposed, held_parameters
 from moesim.step.layout import Chunk, chunks, chunks_on
-from moesim.step.operations import Operation, Recompute, slot_operations
 from moesim.step.mover import Mover, mover
+from moesim.step.operations import Operation, Recompute, slot_operations
 from moesim.step.prices import Prices
 from moesim.step.schedules import Order, Slot, order
 
@@ -78,6 +78,15 @@ class StepModel:
         return slot_operations(ahead, back, owed, self.scenario.model.layer_kinds, self.recompute)
 
     @cached_property
+    def chunk_make(self) -> tuple[tuple[object, ...], ...]:
+        """What each chunk is made of, apart from where it stands."""
+        kinds = self.scenario.model.layer_kinds
+        return tuple(
+            (tuple(kinds[layer] for layer in chunk.layers), chunk.embedding, chunk.head, chunk.mtp_layers)
+            for chunk in self.chunks
+        )
+
+    @cached_property
     def held(self) -> tuple[Held, ...]:
         """Parameters on one GPU of each pipeline rank."""
         return tuple(
@@ -130,7 +139,7 @@ class StepModel:
     def capacity_rule(self) -> CapacityRule | None:
         """The capacity rule; None where routing is dropless."""
         spec = self.scenario.routing.capacity
-        return None if spec == "dropless" else CapacityRule(spec)
+        return None if spec == "dropless" else CapacityRule.of(spec)
 
     @cached_property
     def capacity_rows(self) -> float:
@@ -140,7 +149,7 @@ class StepModel:
             return float("inf")
         layout, spec = scenario.parallelism, scenario.model
         tokens = scenario.tokens_per_rank * layout.expert_tensor
-        if rule.per_source:
+        if rule.scope == "source-rank":
             return float(rule.capacity(tokens, spec.n_experts, spec.top_k) * layout.expert)
         return float(rule.capacity(tokens * layout.expert, spec.n_experts, spec.top_k))
 

@@ -158,7 +158,7 @@ class Prices:
         return RowPrice(2 * elements, elements, memory, collective)
 
     def experts(self, rows: Floats) -> tuple[Floats, Floats, Floats]:
-        """Forward, backward and weight seconds [...] of the experts of a rank from rows of each local expert [..., E]."""
+        """Forward, backward and weight seconds [...] of a rank's experts from rows of each local expert [..., E]."""
         price = self.row
         products = compute.experts_seconds(rows, price.flops, price.weight_elements, self.rates)
         total = rows.sum(axis=-1)
@@ -192,10 +192,10 @@ class Prices:
         net = group(self.scenario.cluster, layout.context, stride=layout.tensor)
         block = 2.0 * self.scenario.tokens_per_replica * self.model.kv_width / layout.tensor
         ring = (layout.context - 1) * point_to_point(net, block)
-        return max(0.0, ring - self.scores) + self.data["context_parallel_exposed"] * ring
+        return float(max(0.0, ring - self.scores) + self.data["context_parallel_exposed"] * ring)
 
     def host_factor(self, kind: str) -> float:
-        """How much a layer of this kind is stretched by its kernels, a host that issues them too slowly, and the stack."""
+        """How much a layer of this kind is stretched by its kernels, by a host slow to issue them, and by the stack."""
         host, options = self.data["host"], self.scenario.stack_options
         issue = host["moe_layer"] if kind == "moe" else host["dense_layer"]
         issue *= host["graphs"][options.cuda_graphs]
@@ -226,7 +226,7 @@ class Prices:
     @cached_property
     def _alike(self) -> dict[tuple[str, str], Phases]:
         kinds = {"attention", "router", "embedding", "head", "dense"}
-        layer_kinds = set(self.model.layer_kinds)
+        layer_kinds: set[str] = set(self.model.layer_kinds)
         pairs = [(kind, layer) for kind in kinds for layer in layer_kinds if kind != "router" or layer == "moe"]
         found = {pair: self.local(*pair) for pair in pairs}
         for layer_kind in layer_kinds & {"moe"}:

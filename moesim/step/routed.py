@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from moesim.network.demand import Demand
 from moesim.network.dispatchers import ExchangeTimes
-from moesim.placement import place
+from moesim.placement import expert_rank
 from moesim.randomness import Streams
 from moesim.routing.sampler import RoutingCounts, RoutingSampler
 from moesim.step.model import StepModel
 
 Floats = NDArray[np.float64]
 Draw = Callable[[int, int], RoutingCounts]
+PORT_ARRAYS = ("send", "receive", "bytes_up", "bytes_out", "received_up", "received_out")
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,20 @@ class Exchange:
     @property
     def busiest(self) -> Floats:
         """Seconds [L, S] from a common begin to the last rank's end."""
-        return self.latency + np.maximum(self.send, self.receive).max(axis=-1)
+        longest: Floats = np.maximum(self.send, self.receive).max(axis=-1)
+        return self.latency + longest
 
     @property
     def mean(self) -> Floats:
         """Seconds [L, S] of the mean rank's own work."""
-        return self.latency + np.maximum(self.send, self.receive).mean(axis=-1)
+        mean: Floats = np.maximum(self.send, self.receive).mean(axis=-1)
+        return self.latency + mean
 
 
 @dataclass(frozen=True)
 class RoutedWork:
-    """Everything that depends on routing. Seconds and rows are [L, S, R], tokens of experts [L, S, E]."""
+    """Everything that depends on routing. Seconds and rows are [L, S, R], tokens of experts [L, S, E]; `layers_alike`:
+    all layers and samples are the same."""
 
     dispatch: Exchange
     combine: Exchange
@@ -58,12 +62,13 @@ class RoutedWork:
     backward: Floats
     weight: Floats
     rows: Floats
-    expert_routed: NDArray[np.int64]
-    expert_kept: NDArray[np.int64]
+    expert_routed: NDArray[Any]
+    expert_kept: NDArray[Any]
     traffic: Floats
+    layers_alike: bool = False
 
-    def seconds(self, place: tuple[int, int] | int, phase: str, deferred: bool) -> Floats:
-        """Seconds of the experts of a MoE layer (and sample); a backward holds its weight gradients unless `deferred`."""
+    def seconds(self, place: tuple[int, int] | slice, phase: str, deferred: bool) -> Floats:
+        """Seconds of a MoE layer's experts (and sample); a backward holds its weight gradients unless `deferred`."""
         if phase == "backward":
             return self.backward[place] if deferred else self.backward[place] + self.weight[place]
         return self.weight[place] if phase == "weight" else self.forward[place]
@@ -89,14 +94,12 @@ def routing_sampler(model: StepModel) -> RoutingSampler:
         tokens_per_rank=scenario.tokens_per_rank * layout.expert_tensor,
         sequences_per_rank=scenario.workload.micro_batch,
         capacity=None if capacity == "dropless" else capacity,
-        placement=place(scenario.placement.strategy, spec.n_experts, layout.expert),
+        placement=expert_rank(spec.n_experts, layout.expert, scenario.placement.strategy),
         streams=Streams(scenario.routing.seed),
     )
 
 
-def price_layers(
-    model: StepModel, draw: Draw, samples: int, report: Callable[[int], Any] | None = None
-) -> RoutedWork:
+def price_layers(model: StepModel, draw: Draw, samples: int, report: Callable[[int], Any] | None = None) -> RoutedWork:
     """Draws `samples` routings of every MoE layer and prices them; layers are spread over the machine's cores."""
 
     def one(layer: int) -> _Layer:
@@ -132,26 +135,62 @@ def _price_layer(model: StepModel, counts: list[RoutingCounts]) -> _Layer:
     return _Layer(model.mover.times(demand), model.prices.experts(rows), rows.sum(axis=-1), routed, kept, traffic)
 
 
-def _demand(model: StepModel, counts: list[RoutingCounts]) -> Demand:
-    """The samples' copies as one batch; an expert-tensor group's members share their column's traffic.
+def even_work(model: StepModel) -> RoutedWork | None:
+    """The same work at perfectly balanced routing: every expert gets the same rows, every token the expected places."""
+    scenario, spec = model.scenario, model.scenario.model
+    if not spec.is_moe:
+        return None
+    layers, ranks = len(model.moe_index), scenario.parallelism.expert
+    routed = np.full(spec.n_experts, scenario.copies_per_group / spec.n_experts)
+    kept = np.minimum(routed, model.capacity_rows)
+    rows = model.computed_rows(kept).reshape(ranks, -1)
+    padded = padded_demand(model, 1)
+    times = model.mover.even if padded is None else model.mover.times(padded)
 
-    A padded capacity sends its whole buffer to every expert, whatever the routing.
-    """
+    def every(values: Floats) -> Floats:
+        return np.broadcast_to(values.reshape(1, 1, -1), (layers, 1, values.size))
+
+    def exchange(direction: str) -> Exchange:
+        port = getattr(times, direction)
+        return Exchange(float(port.latency), **{name: every(getattr(port, name)) for name in PORT_ARRAYS})
+
+    forward, backward, weight = (every(seconds) for seconds in model.prices.experts(rows))
+    traffic = np.full((ranks, ranks), float(routed.sum()) / ranks**2 * model.mover.payload.dispatch)
+    np.fill_diagonal(traffic, 0.0)
+    sums = every(rows.sum(axis=-1))
+    there, back = exchange("dispatch"), exchange("combine")
+    return RoutedWork(there, back, forward, backward, weight, sums, every(routed), every(kept), traffic, True)
+
+
+def padded_demand(model: StepModel, batch: int) -> Demand | None:
+    """What a padded capacity moves, whatever the routing: its whole buffer to every expert. None without padding."""
     scenario, network = model.scenario, model.mover.network
-    split, ranks = scenario.parallelism.expert_tensor, scenario.parallelism.expert
-    tokens = np.full(ranks, float(scenario.tokens_per_rank))
     capacity = scenario.routing.capacity
-    if capacity != "dropless" and capacity.pad:
-        buffer = model.capacity_rows * scenario.model.n_experts / ranks**2 / split
-        square = np.full((len(counts), ranks, ranks), buffer)
-        sizes = np.diff(np.append(np.arange(0, ranks, network.ranks_per_domain), ranks))
-        domains = np.broadcast_to(buffer * sizes, (len(counts), ranks, len(sizes)))
-        return Demand(square, square, domains, tokens, network.ranks_per_domain)
+    if capacity == "dropless" or not capacity.pad:
+        return None
+    ranks = scenario.parallelism.expert
+    buffer = model.capacity_rows * scenario.model.n_experts / ranks**2 / scenario.parallelism.expert_tensor
+    square = np.full((batch, ranks, ranks), buffer)
+    sizes = np.diff(np.append(np.arange(0, ranks, network.ranks_per_domain), ranks))
+    domains = np.broadcast_to(buffer * sizes, (batch, ranks, len(sizes)))
+    return Demand(square, square, domains, _home_tokens(model), network.ranks_per_domain)
+
+
+def _demand(model: StepModel, counts: list[RoutingCounts]) -> Demand:
+    """The samples' copies as one batch; an expert-tensor group's members share their column's traffic."""
+    padded = padded_demand(model, len(counts))
+    if padded is not None:
+        return padded
 
     def batch(name: str) -> Floats:
-        return np.stack([getattr(count, name) for count in counts]) / split
+        return np.stack([getattr(count, name) for count in counts]) / model.scenario.parallelism.expert_tensor
 
-    return Demand(batch("copies"), batch("rank_tokens"), batch("domain_tokens"), tokens, network.ranks_per_domain)
+    places = (batch("copies"), batch("rank_tokens"), batch("domain_tokens"))
+    return Demand(*places, _home_tokens(model), model.mover.network.ranks_per_domain)
+
+
+def _home_tokens(model: StepModel) -> Floats:
+    return np.full(model.scenario.parallelism.expert, float(model.scenario.tokens_per_rank))
 
 
 def _stack(found: list[_Layer]) -> RoutedWork:
@@ -159,7 +198,7 @@ def _stack(found: list[_Layer]) -> RoutedWork:
 
     def exchange(direction: str) -> Exchange:
         ports = [getattr(layer.times, direction) for layer in found]
-        arrays = {name: np.stack([getattr(port, name) for port in ports]) for name in _PORT_ARRAYS}
+        arrays = {name: np.stack([getattr(port, name) for port in ports]) for name in PORT_ARRAYS}
         return Exchange(float(ports[0].latency), **arrays)
 
     forward, backward, weight = (np.stack(parts) for parts in zip(*(layer.experts for layer in found), strict=True))
@@ -174,9 +213,6 @@ def _stack(found: list[_Layer]) -> RoutedWork:
         expert_kept=np.stack([layer.kept for layer in found]).astype(np.int64),
         traffic=np.mean([layer.traffic for layer in found], axis=0),
     )
-
-
-_PORT_ARRAYS = ("send", "receive", "bytes_up", "bytes_out", "received_up", "received_out")
 
 
 def _cores() -> int:

@@ -28,7 +28,6 @@ def test_a_batch_of_layers(benchmark: BenchmarkFixture, name: str) -> None:
     demand = Demand(copies, copies, copies.reshape(464, 64, 8, 8).sum(axis=-1), np.full(64, 4096.0), 8)
     found = benchmark(DISPATCHERS[name].times, demand, network, COPY)
     assert found.dispatch.send.shape == (464, 64)
-    assert benchmark.stats is None or benchmark.stats.stats.min < 0.3
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
@@ -39,4 +38,3 @@ def test_a_torus_of_2048_chips(benchmark: BenchmarkFixture, dimensions: int) -> 
     demand = balanced_demand(Choices(2048, 2), 2048, 2048, 1024)
     found = benchmark(DISPATCHERS["nccl-all-to-all"].times, demand, network, COPY)
     assert found.dispatch.busiest > 0
-    assert benchmark.stats is None or benchmark.stats.stats.min < 1.0

@@ -1,0 +1,187 @@
+"""Scenarios: names resolved, defaults filled in, every mistake told with its place, all of them together."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import moesim
+from moesim.errors import MoesimError, ScenarioError
+from moesim.scenario.loading import override_key, to_yaml
+
+SCENARIOS = sorted((Path(__file__).parents[1] / "scenarios").glob("*.yaml"))
+GOOD: dict[str, Any] = {
+    "model": "mixtral-8x7b",
+    "cluster": {"gpu": "h100-sxm", "gpus": 64},
+    "parallelism": {"pipeline": 4, "expert": 8},
+    "workload": {"global_batch": 256},
+}
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    return override_key(copy.deepcopy(GOOD), f"{path}={to_yaml(value).strip().removesuffix('...').strip()}")
+
+
+def complaints(document: dict[str, Any]) -> dict[str, str]:
+    with pytest.raises(ScenarioError) as caught:
+        moesim.load(document)
+    return {problem.where: problem.what for problem in caught.value.problems}
+
+
+@pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)
+def test_every_shipped_scenario_opens_with_its_question(path: Path) -> None:
+    assert path.read_text(encoding="utf-8").startswith("question: ")
+    scenario = moesim.load(path)
+    assert scenario.question.endswith((".", "?", ")", "sparse", "dense"))
+    assert scenario.name == path.stem
+
+
+@pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)
+def test_a_filled_in_scenario_reads_back_to_itself(path: Path, tmp_path: Path) -> None:
+    scenario = moesim.load(path)
+    copied = tmp_path / "copy.yaml"
+    copied.write_text(to_yaml(scenario.document()), encoding="utf-8")
+    assert moesim.load(copied).key == scenario.key
+
+
+def test_defaults_follow_from_the_gpu() -> None:
+    scenario = moesim.load(GOOD)
+    assert scenario.cluster.gpus_per_domain == 8
+    assert scenario.cluster.fabric.kind == "rail-optimized"
+    assert scenario.data_parallel == 16
+    assert scenario.expert_data_parallel == 2
+    assert scenario.microbatches == 16
+    assert scenario.schedule_kind == "1f1b"
+    rack = moesim.load({**GOOD, "cluster": {"gpu": "gb200-nvl72", "gpus": 64}})
+    assert rack.cluster.gpus_per_domain == 72
+
+
+def test_a_changed_catalog_number_is_the_users_own() -> None:
+    scenario = moesim.load(GOOD, ["model.top_k=4", "cluster.gpu.memory=141 GB", "cluster.fabric.oversubscription=2"])
+    assert scenario.model.top_k == 4
+    assert scenario.model.n_experts == 8
+    assert scenario.model.basis("top_k") == "assumed"
+    assert scenario.cluster.gpu.memory == 141e9
+    assert scenario.cluster.gpu.basis("bf16") == "datasheet"
+    assert scenario.cluster.fabric.oversubscription == 2
+
+
+def test_loads_can_be_named_or_stated() -> None:
+    for load, field in (({"zipf": 0.6}, "zipf"), ({"log_normal": 0.8}, "log_normal")):
+        profile = moesim.load({**GOOD, "routing": {"load": load}}).routing.load
+        assert getattr(profile, field) == pytest.approx(next(iter(load.values())))
+    assert moesim.load({**GOOD, "routing": {"load": "gpt-oss-like"}}).routing.load.name == "gpt-oss-like"
+
+
+def test_a_huggingface_config_is_a_model(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(
+        '{"model_type": "mixtral", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,'
+        ' "num_key_value_heads": 8, "intermediate_size": 14336, "num_local_experts": 8, "num_experts_per_tok": 2,'
+        ' "vocab_size": 32000, "tie_word_embeddings": false}'
+    )
+    scenario = moesim.load({**GOOD, "model": {"huggingface": str(config)}})
+    assert scenario.model.n_experts == 8
+    assert scenario.model.d_ff_expert == 14336
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "where", "words"),
+    [
+        ("paralelism.expert", 8, "paralelism", ["unknown key", "parallelism"]),
+        ("parallelism.experts", 8, "parallelism.experts", ["unknown key", "expert"]),
+        ("model", "mixtral-8x7", "model", ["unknown model", "mixtral-8x7b"]),
+        ("cluster.gpu", "h100", "cluster.gpu", ["unknown gpu", "h100-sxm"]),
+        ("cluster.fabric", "infinibnd", "cluster.fabric", ["unknown fabric"]),
+        ("routing.load", "uniformm", "routing.load", ["unknown profile", "uniform"]),
+        ("routing.router", "nope", "routing.router", ["unknown router", "softmax-top-k"]),
+        ("dispatcher.kind", "deepep", "dispatcher.kind", ["unknown dispatcher", "deepep-normal"]),
+        ("schedule.kind", "dualpip", "schedule.kind", ["dualpipe"]),
+        ("cluster.gpus", 63, "cluster.gpus", ["63", "divide", "64"]),
+        ("cluster.gpus", 0, "cluster.gpus", ["at least 1"]),
+        ("cluster.gpus", -8, "cluster.gpus", ["at least 1"]),
+        ("cluster.gpus", 10**12, "cluster.gpus", ["at most"]),
+        ("cluster.gpus", "many", "cluster.gpus", ["whole number"]),
+        ("cluster.nic_bandwidth", "400 GB", "cluster.nic_bandwidth", ["unit of B"]),
+        ("cluster.nic_bandwidth", "-5 GB/s", "cluster.nic_bandwidth", ["above 0"]),
+        ("cluster.nic_bandwidth", 0, "cluster.nic_bandwidth", ["above 0"]),
+        ("cluster.nic_bandwidth", float("nan"), "cluster.nic_bandwidth", ["finite"]),
+        ("cluster.nic_bandwidth", "1e30 GB/s", "cluster.nic_bandwidth", ["at most"]),
+        ("parallelism.expert", 3, "parallelism.expert", ["8 experts", "3 ranks"]),
+        ("parallelism.expert", 16, "parallelism.expert", ["8 experts"]),
+        ("parallelism.expert_tensor", 64, "parallelism.expert", ["has only"]),
+        ("model.top_k", 9, "model.top_k", ["from 1 to n_experts 8"]),
+        ("parallelism.tensor", 5, "parallelism.tensor", ["32 attention heads"]),
+        ("workload.global_batch", 250, "workload.global_batch", ["divide", "256"]),
+        ("workload.kind", "decode", "workload.kind", ["training"]),
+        ("precision.compute", "nvfp4", "precision.compute", ["no nvfp4 rate", "fp8"]),
+        ("parallelism.virtual_pipeline", 64, "parallelism.pipeline", ["too thin"]),
+        ("parallelism.data", 5, "parallelism.data", ["16"]),
+        ("cluster.fabric", "none", "cluster.fabric", ["no scale-out network"]),
+        ("simulation.stragglers", [{"rank": 8, "slowdown": 2.0}], "simulation.stragglers.0.rank", ["below"]),
+        ("stack_options.pipeline_layout", [8, 8, 8], "stack_options.pipeline_layout", ["lists 3", "has 4"]),
+        ("model.router", {"groups": 3, "top_groups": 2}, "model.router.groups", ["8 experts", "3 groups"]),
+    ],
+)
+def test_mistakes_are_named_with_place_and_repair(path: str, value: Any, where: str, words: list[str]) -> None:
+    found = complaints(changed(path, value))
+    assert where in found, found
+    for word in words:
+        assert word in found[where]
+
+
+def test_all_problems_are_told_together() -> None:
+    document = {
+        "model": "mixtral-8x7b",
+        "cluster": {"gpu": "h100-sxm", "gpus": -1, "fabrics": "x"},
+        "workload": {"global_batch": 0},
+        "overlap": {"data_parallel": "perhaps"},
+    }
+    found = complaints(document)
+    assert {"cluster.gpus", "cluster.fabrics", "workload.global_batch", "overlap.data_parallel"} <= set(found)
+
+
+def test_an_empty_mapping_says_what_is_required() -> None:
+    found = complaints({})
+    assert "required" in found["model"]
+    assert "required" in found["cluster"]
+    assert "required" in found["workload"]
+
+
+@pytest.mark.parametrize("expression", ["", "=", "a.b", "=3", "a..b=3", ".a=3", "x=[1", "a.b.c.d.e.f.g.h.i.j.k.l.m=1"])
+def test_bad_overrides_are_refused(expression: str) -> None:
+    with pytest.raises(MoesimError):
+        moesim.load(GOOD, [expression])
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=12), inner, max_size=3),
+    max_leaves=6,
+)
+KEYS = st.sampled_from(  # noqa: SIM905
+    """model cluster cluster.gpu cluster.gpus parallelism parallelism.expert schedule workload workload.global_batch
+    precision routing routing.load routing.router routing.capacity placement dispatcher overlap recompute stack
+    stack_options simulation prices question name x""".split()
+)
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@given(KEYS, VALUES)
+def test_whatever_is_written_is_read_or_refused(path: str, value: Any) -> None:
+    document: Any = copy.deepcopy(GOOD)
+    *way, last = path.split(".")
+    node = document
+    for key in way:
+        node = node.setdefault(key, {})
+        if not isinstance(node, dict):
+            return
+    node[last] = value
+    with contextlib.suppress(MoesimError):
+        assert moesim.load(document).microbatches >= 1
