@@ -14,14 +14,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moesim.closed_form.run import estimate
-    from moesim.engine.run import simulate
     from moesim.errors import InfeasibleError, InternalError, MoesimError, ScenarioError, UserError
     from moesim.provenance import Quantity, Source
     from moesim.results.compare import compare
     from moesim.results.result import Result
     from moesim.results.store import load as load_result
     from moesim.results.store import save
+    from moesim.roads import estimate, simulate
     from moesim.scenario.loading import load
     from moesim.scenario.scenario import Scenario
 
@@ -38,11 +37,11 @@ _DOORS = {
     "Source": "moesim.provenance:Source",
     "UserError": "moesim.errors:UserError",
     "compare": "moesim.results.compare:compare",
-    "estimate": "moesim.closed_form.run:estimate",
+    "estimate": "moesim.roads:estimate",
     "load": "moesim.scenario.loading:load",
     "load_result": "moesim.results.store:load",
     "save": "moesim.results.store:save",
-    "simulate": "moesim.engine.run:simulate",
+    "simulate": "moesim.roads:simulate",
 }
 
 __all__ = [

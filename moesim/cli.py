@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 
 # What typer raises for a wrong verb or option, whichever command-line library it carries.
+_INTERRUPTED = 130
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
 ScenarioFile = Annotated[Path, typer.Argument(help="a scenario file (YAML)", show_default=False)]
 Settings = Annotated[
@@ -243,15 +244,18 @@ def main() -> NoReturn:
     except _USAGE_ERROR as error:
         error.show()
         code = errors.UserError.exit_code
-    except (KeyboardInterrupt, typer.Abort) as error:
-        code = _fail(error, "interrupted: nothing was left half-written", 130, debug)
+    except (KeyboardInterrupt, typer.Abort):
+        code = _INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
         code = 0
     except Exception as error:  # noqa: BLE001 - the last resort: our bug, reported as such
         what = f"{type(error).__name__}: {error}"
         code = _fail(error, f"internal error, please report it (run again with --debug): {what}", 70, debug)
-    sys.exit(code if isinstance(code, int) else 0)
+    code = code if isinstance(code, int) else 0
+    if code == _INTERRUPTED:
+        _say("moesim: interrupted: nothing was left half-written")
+    sys.exit(code)
 
 
 def _fail(error: BaseException, message: str, code: int, debug: bool) -> int:

@@ -145,7 +145,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("- a\n- b\n", "mapping"),
         ("model: [", "line"),
         ("model: a\nmodel: b\n", "model"),
-        (BOMB, "alias"),
+        (BOMB, "100,000 values"),
         ("[" * 5000, "deep"),
         (SMALL_TEXT + "!!python/object/apply:os.system ['true']\n", ""),
         (SMALL_TEXT.replace("gpus: 64", "gpus: 63"), "cluster.gpus"),

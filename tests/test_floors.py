@@ -17,6 +17,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("network", "costs"),
     ("scenario", "step", "results"),
     ("closed_form", "engine"),
+    ("roads",),
     ("listing",),
     ("__init__",),
     ("cli",),

@@ -25,13 +25,23 @@ GOOD: dict[str, Any] = {
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:
-    return override_key(copy.deepcopy(GOOD), f"{path}={to_yaml(value).strip().removesuffix('...').strip()}")
+    """GOOD with one key set; a catalog name on the way becomes a base, as `--set` does it."""
+    document = override_key(copy.deepcopy(GOOD), f"{path}=0")
+    *way, last = path.split(".")
+    node = document
+    for key in way:
+        node = node[key]
+    node[last] = value
+    return document
 
 
 def complaints(document: dict[str, Any]) -> dict[str, str]:
     with pytest.raises(ScenarioError) as caught:
         moesim.load(document)
-    return {problem.where: problem.what for problem in caught.value.problems}
+    found: dict[str, str] = {}
+    for problem in caught.value.problems:
+        found[problem.where] = f"{found.get(problem.where, '')} {problem.what}"
+    return found
 
 
 @pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)

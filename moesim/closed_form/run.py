@@ -1,4 +1,4 @@
-"""The closed-form road from scenario to result.
+"""The closed-form road from a step's model to its result.
 
 It prices every operation by its busiest rank (mean over layers), walks each kind of slot once, and evaluates the
 schedule's critical path. It differs from the simulation where ranks of a group drift apart: jitter and stragglers
@@ -13,36 +13,27 @@ from collections import defaultdict
 from moesim.closed_form.expected import expected_work
 from moesim.closed_form.pipeline import Schedule, critical_path, kinds
 from moesim.closed_form.slots import Leg, Reach, SlotTime, evaluate
-from moesim.results.assemble import assemble, require_memory
+from moesim.results.assemble import assemble
 from moesim.results.result import Result
 from moesim.results.summary import Observed
-from moesim.scenario.scenario import Scenario
 from moesim.step.data_parallel import exposed
-from moesim.step.memory import memory_parts
 from moesim.step.model import StepModel
 from moesim.step.operations import EXCHANGES, Operation
 from moesim.step.routed import Exchange, RoutedWork, even_work
 from moesim.step.schedules import Slot
 
 
-def estimate(scenario: Scenario, *, even_if_infeasible: bool = False) -> Result:
-    """The closed form of `scenario`.
-
-    Raises `InfeasibleError` where the model does not fit in memory, unless `even_if_infeasible`.
-    """
-    model = StepModel(scenario)
-    if not even_if_infeasible:
-        require_memory(scenario, memory_parts(model, 1.0))
+def estimate_model(model: StepModel) -> Result:
+    """The closed form of `model`."""
     routed = expected_work(model)
     observed = observe(model, routed)
     if routed is not None:
-        even = even_step_seconds(model)
-        observed = Observed(observed.seconds, observed.busy, observed.waited, even)
+        observed = Observed(observed.seconds, observed.busy, observed.waited, even_step_seconds(model))
     return assemble(model, routed, observed, "estimate")
 
 
 def even_step_seconds(model: StepModel) -> float:
-    """Length of the step at perfectly balanced routing."""
+    """Length of the step at perfectly balanced routing; exact where nothing but routing tells ranks apart."""
     return observe(model, even_work(model)).seconds[0]
 
 

@@ -63,7 +63,7 @@ class Durations:
         place = self.place(slot, operation)
         send, receive = exchange.send[place], exchange.receive[place]
         sent = begin + (exchange.latency + send)
-        arrived = receive + (exchange.latency + begin.max())
+        arrived = receive + (exchange.latency + np.maximum.reduce(begin))
         end = np.where(receive > 0, np.maximum(sent, arrived), sent)
         return end, np.maximum(send, receive) + exchange.latency
 

@@ -1,10 +1,9 @@
-"""The simulated road from scenario to result."""
+"""The simulated road from a step's model to its result."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,11 +11,9 @@ import numpy as np
 from moesim.engine.conservation import check_routing
 from moesim.engine.simulation import Columns, SimulatedStep, simulate_step
 from moesim.randomness import Streams
-from moesim.results.assemble import assemble, require_memory
+from moesim.results.assemble import assemble
 from moesim.results.result import Result
 from moesim.results.summary import Observed
-from moesim.scenario.scenario import Scenario
-from moesim.step.memory import memory_parts
 from moesim.step.model import StepModel
 from moesim.step.routed import RoutedWork, even_work, price_layers, routing_sampler
 
@@ -29,21 +26,17 @@ class _Silent:
         """Says nothing."""
 
 
-def simulate(scenario: Scenario, progress: Progress | None = None, *, even_if_infeasible: bool = False) -> Result:
-    """Simulates `scenario`; `progress` hears what is being done and which share of it is over.
+def simulate_model(model: StepModel, progress: Progress | None = None, even_seconds: float | None = None) -> Result:
+    """Simulates the steps of `model`; `progress` hears what is being done and which share of it is over.
 
-    Raises `InfeasibleError` where the model does not fit in memory, unless `even_if_infeasible`.
+    `even_seconds`: length of the step at perfectly balanced routing where it is known; else it is simulated too.
     """
-    tell = progress or _Silent()
-    model = StepModel(scenario)
-    if not even_if_infeasible:
-        require_memory(scenario, memory_parts(model, 1.0))
+    scenario, tell = model.scenario, progress or _Silent()
     streams = Streams(scenario.simulation.seed)
-    with ThreadPoolExecutor(max_workers=1) as beside:
-        # The balanced twin is simulated while compiled kernels draw tokens.
-        twin = beside.submit(_even_seconds, model, streams)
-        routed = draw_routing(model, tell)
-        even_seconds = twin.result()
+    if even_seconds is None:
+        even = even_work(model)
+        even_seconds = None if even is None else simulate_step(model, even, 0, streams).seconds
+    routed = draw_routing(model, tell)
     steps: list[SimulatedStep] = []
     for step in range(scenario.simulation.steps):
         done, count = step, scenario.simulation.steps
@@ -54,12 +47,6 @@ def simulate(scenario: Scenario, progress: Progress | None = None, *, even_if_in
         steps.append(simulate_step(model, routed, step, streams, report))
     tell("simulating", 1.0)
     return assemble(model, routed, observe(model, steps, even_seconds), "simulate", _join(steps))
-
-
-def _even_seconds(model: StepModel, streams: Streams) -> float | None:
-    """Length of the same step, jitter and stragglers included, at perfectly balanced routing."""
-    even = even_work(model)
-    return None if even is None else simulate_step(model, even, 0, streams).seconds
 
 
 def draw_routing(model: StepModel, tell: Progress) -> RoutedWork | None:

@@ -107,21 +107,24 @@ def _run_reporting(env: simpy.Environment, recorder: Recorder, total: int, repor
 
 
 def _finish(model: StepModel, devices: list[Device], recorder: Recorder) -> SimulatedStep:
-    """Gradient reduction and update after each rank's last slot; the step ends with the last rank."""
-    ends, pending = [], []
+    """Gradient reduction and update after each rank's last slot; the step ends with the last pipeline rank.
+
+    Ranks of the group that are ready early wait for the slowest at the gradient reduction.
+    """
+    ends = []
     for device in devices:
         once = model.data_parallel[device.stage]
         reduction = exposed(once.reduce, model.compute_seconds[device.stage][1], once.exposed_share)
         free = device.free["compute"]
-        recorder.waits(device.stage, "data-parallel", reduction)
+        last = float(free.max())
+        recorder.waits(device.stage, "data-parallel", reduction + last - float(free.mean()))
         recorder.waits(device.stage, "optimizer", once.optimizer)
         recorder.once(device.stage, "gradient reduction", free + reduction - once.reduce, once.reduce)
         recorder.once(device.stage, "optimizer", free + reduction, once.optimizer)
-        ends.append(float(free.max()) + reduction + once.optimizer)
-        pending.append(float(free.mean()) + reduction + once.optimizer)
+        ends.append(last + reduction + once.optimizer)
     seconds = max(ends)
-    for device, done in zip(devices, pending, strict=True):
-        recorder.waits(device.stage, "bubble", seconds - done)
+    for device, end in zip(devices, ends, strict=True):
+        recorder.waits(device.stage, "bubble", seconds - end)
     waited: defaultdict[str, float] = defaultdict(float)
     for (_, reason), value in recorder.waited.items():
         waited[reason] += value / len(devices)

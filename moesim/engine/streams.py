@@ -50,6 +50,11 @@ def ended(event: simpy.Event) -> Floats:
     return times
 
 
+def mean(values: Floats) -> float:
+    """Mean over ranks; several times quicker than the method on arrays this small."""
+    return float(np.add.reduce(values)) / len(values)
+
+
 class Device:
     """One pipeline rank of the simulated group; `runs` are its slots in schedule order."""
 
@@ -96,7 +101,7 @@ class Device:
             yield event
         free = np.maximum(self.free[stream], ended(event))
         if stream == "compute":
-            self.recorder.waits(self.stage, run.operations[last].kind, float((free - self.free[stream]).mean()))
+            self.recorder.waits(self.stage, run.operations[last].kind, mean(free - self.free[stream]))
         self.free[stream] = free
 
     def _operation(self, run: SlotRun, position: int, stream: str) -> Process:
@@ -118,7 +123,7 @@ class Device:
         self._account(run, operation, begin)
         self.recorder.operation(self.stage, run.slot, operation, begin, end, busy)
         self.free[stream] = end
-        yield self.env.timeout(max(0.0, float(end.max()) - self.env.now))
+        yield self.env.timeout(max(0.0, float(np.maximum.reduce(end)) - self.env.now))
         run.done[position].succeed(end)
         leaving = run.exit[operation.side] if operation.exit else None
         if leaving is not None:
@@ -135,7 +140,8 @@ class Device:
         gap = begin - free
         waited = run.operations[operation.after[0]] if operation.after else operation
         if waited.stream == "communication":
-            exposed = np.clip(begin - np.maximum(free, self.communicating_since), 0.0, gap)
-            self.recorder.waits(self.stage, waited.kind, float(exposed.mean()))
+            exposed = np.minimum(np.maximum(begin - np.maximum(free, self.communicating_since), 0.0), gap)
+            self.recorder.waits(self.stage, waited.kind, mean(exposed))
             gap = gap - exposed
-        self.recorder.waits(self.stage, "bubble", float(gap.mean()))
+        alone = operation.entry or waited.stream == "communication"
+        self.recorder.waits(self.stage, "bubble" if alone else "tensor-parallel", mean(gap))

@@ -31,7 +31,7 @@ class Observed:
 
     `seconds`: length of each step; `busy`: seconds that the compute or communication stream works by kind of
     operation; `waited`: seconds that the compute stream waits by reason ("dispatch", "combine", "bubble",
-    "data-parallel", "optimizer"); `even_seconds`: length of the same step at perfectly balanced routing.
+    "tensor-parallel", "data-parallel", "optimizer"); `even_seconds`: length of the same step at perfectly balanced routing.
     """
 
     seconds: tuple[float, ...]
@@ -71,14 +71,14 @@ class Summary:
             "experts": busy.get("experts", 0.0) - inside["experts"],
             "dense layers": busy.get("dense", 0.0) - inside["dense"],
             "embedding and head": busy.get("embedding", 0.0) + busy.get("head", 0.0),
-            "tensor and context parallel": sum(inside.values()),
+            "tensor and context parallel": sum(inside.values()) + waited.get("tensor-parallel", 0.0),
             "exposed dispatch": waited.get("dispatch", 0.0),
             "exposed combine": waited.get("combine", 0.0),
             "data parallel": waited.get("data-parallel", 0.0),
             "optimizer": waited.get("optimizer", 0.0),
             "pipeline bubble": waited.get("bubble", 0.0),
         }
-        return {name: seconds for name, seconds in parts.items() if seconds > 1e-12}
+        return {name: seconds for name, seconds in parts.items() if seconds > 1e-9 * self.step_seconds}
 
     @cached_property
     def _collectives(self) -> dict[str, float]:

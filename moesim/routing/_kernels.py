@@ -28,7 +28,7 @@ Names = NDArray[np.uint16]
 Counters = NDArray[np.int32]
 U16, U64, I32 = np.uint16, np.uint64, np.int32
 
-BLOCK = 128
+BLOCK = 256
 # splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014)
 STEP, MIX1, MIX2 = U64(0x9E3779B97F4A7C15), U64(0xBF58476D1CE4E5B9), U64(0x94D049BB133111EB)
 SHIFT1, SHIFT2, SHIFT3 = U64(30), U64(27), U64(31)
@@ -89,10 +89,12 @@ class Tallies(NamedTuple):
 
 
 class Block(NamedTuple):
-    """A block's arrays: random words [B]; draws [D, B], E for a repeat, and whether a draw is one [B]; scores of each
-    group's first and second arrival [G, B], 0 for none; kept groups [G+1, B]; tokens in need of more draws [B].
+    """A block's arrays: states of the generators and their words [B]; draws [D, B], E for a repeat, and whether one is
+    a repeat [B]; scores of each group's first and second arrival [G, B], 0 for none; kept groups [G+1, B]; tokens in
+    need of more draws [B].
     """
 
+    states: Words
     words: Words
     drawn: Names
     repeat: Names
@@ -147,11 +149,18 @@ def fill_alias(weight: Floats, alias: Words) -> None:
 
 
 @compiled
-def draw_words(key: np.uint64, rows: Counters, j: int, words: Words) -> None:
+def start_words(key: np.uint64, rows: Counters, states: Words) -> None:
+    """Where each token's random words begin."""
+    for b in range(rows.size):
+        states[b] = mix(key + U64(rows[b]) * STEP)
+
+
+@compiled
+def draw_words(states: Words, j: int, words: Words) -> None:
     """Random word j of each token."""
     ahead = U64(j + 1) * STEP
-    for b in range(rows.size):
-        words[b] = mix(mix(key + U64(rows[b]) * STEP) + ahead)
+    for b in range(states.size):
+        words[b] = mix(states[b] + ahead)
 
 
 @compiled
@@ -197,15 +206,15 @@ def scan(weight: Floats, seen: NDArray[np.bool_], word: np.uint64) -> int:
 
 
 @compiled
-def scan_on(law: Law, weight: Floats, key: np.uint64, rows: Counters, block: Block) -> None:
+def scan_on(law: Law, weight: Floats, lanes: int, block: Block) -> None:
     """The draws beyond the alias table's, each of an expert that the token has not seen."""
     seen = np.empty(weight.size + 1, np.bool_)
-    for b in range(rows.size):
+    for b in range(lanes):
         seen[:] = False
         for j in range(law.words):
             seen[block.drawn[j, b]] = True
         for j in range(law.words, block.drawn.shape[0]):
-            e = scan(weight, seen, mix(mix(key + U64(rows[b]) * STEP) + U64(j + 1) * STEP))
+            e = scan(weight, seen, mix(block.states[b] + U64(j + 1) * STEP))
             seen[e] = True
             block.drawn[j, b] = e
 
@@ -288,6 +297,7 @@ def new_block(G: int, D: int, B: int) -> Block:
     kept = np.ones((G + 1, B), np.int32)
     kept[G] = 0
     return Block(
+        np.zeros(B, np.uint64),
         np.empty(B, np.uint64),
         np.zeros((D, B), np.uint16),
         np.empty(B, np.uint16),
@@ -309,13 +319,14 @@ def choose(
     picks, left = min(draws, law.words), 0
     for n in range(blocks):
         rows = pending[n * lanes : (n + 1) * lanes]
+        start_words(key, rows, block.states)
         for j in range(picks):
             if j % 2 == 0:
-                draw_words(key, rows, j // 2, block.words)
+                draw_words(block.states, j // 2, block.words)
             pick(block.words, HALF if j % 2 == 0 else ZERO, alias, block.drawn[j])
         strike_repeats(picks, weight.size, block)
         if draws > picks:
-            scan_on(law, weight, key, rows, block)
+            scan_on(law, weight, rows.size, block)
         block.unsure[:] = 0
         if law.best > 0:
             best_scores(law, weight.size, block)
@@ -341,7 +352,7 @@ def draw_source(law: Law, weights: Floats, seed: np.uint64, source: int, sequenc
         pending = np.arange(s * T // sequences, (s + 1) * T // sequences).astype(np.int32)
         draws = begin
         left = choose(law, weights[own], alias, key, pending, draws, choices)
-        # a redrawn token costs about as much as some eight draws more for all
+        # the next sequence begins with more draws where one token in 8 fell short, with fewer where one in 32
         begin += int(left * 8 > pending.size) - int(left * 32 < pending.size and begin > law.draws)
         while left > 0:
             draws = min(draws + draws // 2 + 1, law.words + E)

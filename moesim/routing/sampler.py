@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.errors import UserError
+from moesim.errors import InternalError, UserError
 from moesim.randomness import Streams
 from moesim.routing import _kernels
 from moesim.routing.capacity import CapacityRule
@@ -69,6 +69,8 @@ class RoutingSampler:
         self.domains = -(-ranks // ranks_per_domain)
         self.tokens_per_rank, self.sequences_per_rank = tokens_per_rank, max(1, sequences_per_rank)
         self.placement = np.asarray(placement, dtype=np.int64)
+        if self.placement.shape != (experts,) or not np.isin(self.placement, np.arange(ranks)).all():
+            raise InternalError(f"placement must give each of {experts} experts one of {ranks} ranks")
         self.popularity = layer_weights(profile, experts, layers, streams)
         self._law = race_law(rule)
         rule_of_capacity = CapacityRule.of(capacity) if capacity else None
@@ -92,10 +94,9 @@ class RoutingSampler:
         """The routed experts [T, K] of one source rank's tokens, best first: what `sample` counts."""
         choices = np.empty(self.tokens_per_rank * self.top_k, np.uint16)
         S = self.sequences_per_rank
-        for span, weights in self._spans(layer, sample):
-            if span.first <= rank < span.last:
-                own = weights[(rank - span.first) * S :][:S] if len(weights) > 1 else weights
-                _kernels.draw_source(self._law, own, self._seed(layer, sample), rank, S, choices)
+        span, weights = next(pair for pair in self._spans(layer, sample) if pair[0].first <= rank < pair[0].last)
+        own = weights[(rank - span.first) * S :][:S] if len(weights) > 1 else weights
+        _kernels.draw_source(self._law, own, self._seed(layer, sample), rank, S, choices)
         return choices.reshape(self.tokens_per_rank, self.top_k)
 
     def balanced(self) -> RoutingCounts:
@@ -139,7 +140,7 @@ class RoutingSampler:
     def _kept_share(self) -> float:
         rows, whole_group, _ = self._limit
         even = self.tokens_per_rank * self.top_k / self.experts * (self.ranks if whole_group else 1)
-        return 1.0 if rows < 0 else min(1.0, rows / even)
+        return 1.0 if rows < 0 or rows >= even else rows / even
 
 
 def race_law(router: TopKRouter) -> _kernels.Law:
@@ -159,7 +160,7 @@ def race_law(router: TopKRouter) -> _kernels.Law:
         best=best,
         groups=groups,
         top_groups=spec.top_groups,
-        draws=min(K + K * (1, 3, 6)[best] // 4, words + E),
+        draws=min(K + K * (1, 4, 7)[best] // 4, words + E),
         words=words,
         group=(np.arange(E + 1) * groups // E).astype(np.uint16),
         score=np.rint(scores / scores[0] * SCORE_SCALE).astype(np.int32),

@@ -39,7 +39,7 @@ def experts_fit_the_ranks(scenario: Scenario) -> Iterator[Problem]:
         allowed = [degree for degree in range(1, model.n_experts + 1) if model.n_experts % degree == 0]
         nearest = min(allowed, key=lambda degree: abs(degree - layout.expert))
         yield Problem(where, f"{model.n_experts} experts do not divide over {layout.expert} ranks; nearest: {nearest}")
-    stage = gpus // layout.pipeline
+    stage = max(1, gpus // layout.pipeline)
     ranks = layout.expert * layout.expert_tensor
     if ranks > stage or stage % ranks:
         reason = "has only" if ranks > stage else "does not divide:"

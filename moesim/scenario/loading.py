@@ -126,8 +126,11 @@ def _cluster(cluster: Document, found: list[Problem], folder: Path) -> Document:
     gpu = cluster["gpu"] = _entry("gpus", cluster.get("gpu"), "cluster.gpu", found, folder)
     if isinstance(gpu, dict):
         cluster.setdefault("gpus_per_domain", gpu.get("gpus_per_domain", 8))
-        if cluster.get("fabric") is None:
+        fabric = cluster.get("fabric")
+        if fabric is None:
             cluster["fabric"] = _default_fabric(gpu)
+        elif isinstance(fabric, dict) and not {"base", "kind"} & fabric.keys():
+            cluster["fabric"] = {"base": _default_fabric(gpu), **fabric}
     cluster["fabric"] = _entry("fabrics", cluster.get("fabric"), "cluster.fabric", found, folder)
     return {key: value for key, value in cluster.items() if value is not None or key in ("gpu", "fabric")}
 

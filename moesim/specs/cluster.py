@@ -24,7 +24,7 @@ class FabricSpec(SourcedSpec):
     kind: FabricKind
     nic_bandwidth: BytesPerSecond | None = None
     oversubscription: float = Field(default=1.0, ge=1.0, le=1000.0)
-    leaf_ports: int = Field(default=32, ge=1, le=4096, description="domains under one leaf switch")
+    leaf_ports: int = Field(strict=True, default=32, ge=1, le=4096, description="domains under one leaf switch")
     latency: Seconds | None = None
     efficiency: float = Field(default=1.0, gt=0.0, le=1.0)
     all_to_all_efficiency: float | None = Field(default=None, gt=0.0, le=1.0)
@@ -36,12 +36,12 @@ class ClusterSpec(Spec):
     """`gpus` GPUs of one kind on one fabric; the optional fields override what the GPU and the fabric say."""
 
     gpu: GpuSpec
-    gpus: int = Field(ge=1, le=1 << 22)
+    gpus: int = Field(strict=True, ge=1, le=1 << 22)
     fabric: FabricSpec
-    gpus_per_domain: int = Field(ge=1, le=1 << 20)
+    gpus_per_domain: int = Field(strict=True, ge=1, le=1 << 20)
     scale_up_bandwidth: BytesPerSecond | None = None
     nic_bandwidth: BytesPerSecond | None = None
-    nics_per_domain: int | None = Field(default=None, ge=1, le=1 << 20)
+    nics_per_domain: int | None = Field(strict=True, default=None, ge=1, le=1 << 20)
     oversubscription: float | None = Field(default=None, ge=1.0, le=1000.0)
 
     @property

@@ -24,8 +24,8 @@ class GpuSpec(SourcedSpec):
     memory_bandwidth: BytesPerSecond
     scale_up_kind: ScaleUpKind = "nvlink"
     scale_up_bandwidth: BytesPerSecond | None = None
-    gpus_per_domain: int = Field(default=8, ge=1, le=1 << 20)
-    torus_dimensions: int | None = Field(default=None, ge=2, le=3)
+    gpus_per_domain: int = Field(strict=True, default=8, ge=1, le=1 << 20)
+    torus_dimensions: int | None = Field(strict=True, default=None, ge=2, le=3)
     nic_bandwidth: BytesPerSecond | None = None
     power: Watts | None = None
-    multiprocessors: int | None = Field(default=None, ge=1, le=10000)
+    multiprocessors: int | None = Field(strict=True, default=None, ge=1, le=10000)

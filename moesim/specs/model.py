@@ -10,14 +10,14 @@ from pydantic import AliasChoices, Field, model_validator
 
 from moesim.specs.base import SourcedSpec, Spec
 
-Size = Annotated[int, Field(ge=1, le=1 << 40)]
+Size = Annotated[int, Field(strict=True, ge=1, le=1 << 40)]
 LayerKind = Literal["dense", "moe"]
 
 
 class LatentAttention(Spec):
     """Multi-head latent attention (DeepSeek-V2 report, section 2.1); `q_lora_rank` 0 = queries not compressed."""
 
-    q_lora_rank: int = Field(ge=0, le=1 << 20)
+    q_lora_rank: int = Field(strict=True, ge=0, le=1 << 20)
     kv_lora_rank: Size
     qk_nope: Size
     qk_rope: Size
@@ -36,8 +36,8 @@ class RouterSpec(Spec):
     renormalize: bool = True
     scale: float = 1.0
     bias: bool = False
-    groups: int = Field(default=1, ge=1, le=1 << 16)
-    top_groups: int = Field(default=1, ge=1, le=1 << 16)
+    groups: int = Field(strict=True, default=1, ge=1, le=1 << 16)
+    top_groups: int = Field(strict=True, default=1, ge=1, le=1 << 16)
     group_score: Literal["max", "top2-sum"] = "max"
 
 
@@ -47,33 +47,37 @@ class ModelSpec(SourcedSpec):
 
     title: str = ""
     arch: Literal["decoder", "encoder-decoder", "vision-encoder"] = "decoder"
-    layers: Annotated[int, Field(ge=1, le=10000)]
-    enc_layers: int | None = Field(default=None, ge=0, le=10000)
-    dec_layers: int | None = Field(default=None, ge=0, le=10000)
-    moe_layers: int = Field(default=0, ge=0, le=10000)
+    layers: Annotated[int, Field(strict=True, ge=1, le=10000)]
+    enc_layers: int | None = Field(strict=True, default=None, ge=0, le=10000)
+    dec_layers: int | None = Field(strict=True, default=None, ge=0, le=10000)
+    moe_layers: int = Field(strict=True, default=0, ge=0, le=10000)
     moe_layer_pattern: str | None = Field(default=None, max_length=200)
     d_model: Size
     n_heads: Size
     n_kv_heads: Size | None = None
     head_dim: Size | None = None
     mla: LatentAttention | None = None
-    d_ff_dense: int | None = Field(default=None, ge=0, le=1 << 40)
+    d_ff_dense: int | None = Field(strict=True, default=None, ge=0, le=1 << 40)
     dense_beside_experts: bool = Field(default=False, description="a dense FFN stands beside each expert layer")
-    n_experts: int = Field(default=0, ge=0, le=1 << 24)
-    n_shared_experts: int = Field(default=0, ge=0, le=1 << 16)
+    n_experts: int = Field(strict=True, default=0, ge=0, le=1 << 24)
+    n_shared_experts: int = Field(strict=True, default=0, ge=0, le=1 << 16)
     shared_expert_width: int = Field(
-        default=0, ge=0, le=1 << 40, validation_alias=AliasChoices("shared_expert_width", "shared_expert_d_ff")
+        strict=True,
+        default=0,
+        ge=0,
+        le=1 << 40,
+        validation_alias=AliasChoices("shared_expert_width", "shared_expert_d_ff"),
     )
-    top_k: int = Field(default=0, ge=0, le=1 << 16)
-    d_ff_expert: int | None = Field(default=None, ge=0, le=1 << 40)
+    top_k: int = Field(strict=True, default=0, ge=0, le=1 << 16)
+    d_ff_expert: int | None = Field(strict=True, default=None, ge=0, le=1 << 40)
     gated: bool = True
     dense_gated: bool | None = None
-    vocab: int = Field(default=0, ge=0, le=1 << 30)
+    vocab: int = Field(strict=True, default=0, ge=0, le=1 << 30)
     tied_embeddings: bool = False
-    mtp_layers: int = Field(default=0, ge=0, le=16)
-    sequence_length: int | None = Field(default=None, ge=1, le=1 << 30)
-    sliding_window: int | None = Field(default=None, ge=1, le=1 << 30)
-    full_attention_every: int = Field(default=1, ge=1, le=10000)
+    mtp_layers: int = Field(strict=True, default=0, ge=0, le=16)
+    sequence_length: int | None = Field(strict=True, default=None, ge=1, le=1 << 30)
+    sliding_window: int | None = Field(strict=True, default=None, ge=1, le=1 << 30)
+    full_attention_every: int = Field(strict=True, default=1, ge=1, le=10000)
     router: RouterSpec = RouterSpec()
     capacity_factor: float | None = Field(default=None, gt=0.0, le=1000.0)
     kernels: str | None = Field(default=None, max_length=100, description="kernels of its own, known to run slower")

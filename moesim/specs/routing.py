@@ -44,5 +44,5 @@ class RoutingSpec(Spec):
 
     router: str | dict[str, Any] = "model-default"
     load: LoadProfile
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    seed: Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)] = 0
     capacity: Literal["dropless"] | CapacitySpec = "dropless"

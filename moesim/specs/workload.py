@@ -41,8 +41,8 @@ class StackOptions(Spec):
     cuda_graphs: Literal["none", "attention", "full"] = "none"
     fused_expert_mlp: bool = False
     user_buffers: bool = True
-    offload_layers: int = Field(default=0, ge=0, le=10000)
-    pipeline_layout: tuple[Annotated[int, Field(ge=0, le=10000)], ...] | None = Field(
+    offload_layers: int = Field(strict=True, default=0, ge=0, le=10000)
+    pipeline_layout: tuple[Annotated[int, Field(strict=True, ge=0, le=10000)], ...] | None = Field(
         default=None, description="layers of each virtual stage, first to last, without embedding, head and MTP"
     )
 
@@ -59,7 +59,9 @@ class DispatcherSpec(Spec):
     """The library that moves tokens to experts and back; `auto` is the fastest that runs on the cluster."""
 
     kind: str = "auto"
-    multiprocessors: int | None = Field(default=None, ge=1, le=1024, description="SMs given to communication")
+    multiprocessors: int | None = Field(
+        strict=True, default=None, ge=1, le=1024, description="SMs given to communication"
+    )
 
 
 class PricesSpec(Spec):
@@ -72,7 +74,7 @@ class PricesSpec(Spec):
 class Straggler(Spec):
     """A rank of the simulated expert-parallel group whose compute takes `slowdown` times as long."""
 
-    rank: int = Field(ge=0, le=1 << 20)
+    rank: int = Field(strict=True, ge=0, le=1 << 20)
     slowdown: float = Field(ge=1.0, le=100.0)
 
 
@@ -80,9 +82,9 @@ class SimulationSpec(Spec):
     """How the simulation is run: its seed, detail and disturbances. `jitter` is the relative standard deviation of
     every compute operation's time."""
 
-    seed: int = Field(default=0, ge=0, le=2**63 - 1)
-    steps: int = Field(default=1, ge=1, le=1000)
-    microbatch_samples: int = Field(default=8, ge=1, le=1024)
+    seed: int = Field(strict=True, default=0, ge=0, le=2**63 - 1)
+    steps: int = Field(strict=True, default=1, ge=1, le=1000)
+    microbatch_samples: int = Field(strict=True, default=8, ge=1, le=1024)
     network: Literal["port-load", "ideal"] = "port-load"
     jitter: float = Field(default=0.0, ge=0.0, le=1.0)
     stragglers: tuple[Straggler, ...] | None = None

@@ -32,4 +32,6 @@ def stack_note(name: str) -> str:
     used = nearest(name)
     if used == name:
         return f"software stack: {used}"
+    if name == "auto":
+        return f"software stack: none named, {used} answered"
     return f"software stack {name}: no calibration of its own, answered by {used}"
