@@ -25,8 +25,12 @@ SUMMARY: dict[str, Column] = {
     "communication_time": Column("s", "time a GPU's communication runs in a step, hidden or not"),
     "exposed_communication_time": Column("s", "the part of it that compute waits for"),
     "communication_fraction": Column("fraction", "exposed communication over step time"),
-    "dispatch_time": Column("s", "all dispatches of a step on one GPU, forward and backward, hidden or not"),
-    "combine_time": Column("s", "all combines of a step on one GPU, forward and backward, hidden or not"),
+    "dispatch_time": Column(
+        "s", "all dispatches of a step on one GPU, forward and backward, hidden or not, waiting for peers included"
+    ),
+    "combine_time": Column(
+        "s", "all combines of a step on one GPU, forward and backward, hidden or not, waiting for peers included"
+    ),
     "expert_compute_time": Column("s", "routed and shared experts, with permutation"),
     "attention_time": Column("s", "attention blocks: projections, scores, norms"),
     "dense_time": Column("s", "dense feed-forward layers, embedding and head"),

@@ -104,14 +104,24 @@ class _Legs:
         return tuple(self.model.chunk_make[work.chunk] if work is not None else None for work in slot)
 
     def exchange_seconds(self, kind: str) -> float:
-        """Seconds that all dispatches or combines of a step take the mean rank of one pipeline rank."""
+        """Seconds that all dispatches or combines of a step last on one pipeline rank.
+
+        A combine waits for the busiest rank of the experts before it.
+        """
         if self.routed is None:
             return 0.0
-        mean = [self.known[kind, layer, "forward", False].mean for layer in self.model.moe_index]
-        again = self.model.recompute.everything or self.model.recompute.experts
-        layers = sum(mean) + self.model.scenario.model.mtp_layers * mean[-1]
-        share = self.model.scenario.microbatches / self.model.scenario.parallelism.pipeline
-        return layers * (3 if again else 2) * share
+        model = self.model.scenario.model
+        layers = [*self.model.moe_index, *[len(model.layer_kinds) - 1] * model.mtp_layers]
+        phases = ["forward", "backward"]
+        if self.model.recompute.everything or self.model.recompute.experts:
+            phases.append("forward")
+        seconds = 0.0
+        for layer in layers:
+            for phase in phases:
+                seconds += self.known[kind, layer, phase, False].busiest
+                experts = self.known["experts", layer, phase, False]
+                seconds += (experts.busiest - experts.mean) * (kind == "combine")
+        return seconds * self.model.scenario.microbatches / self.model.scenario.parallelism.pipeline
 
     def _leg(self, operation: Operation, deferred: bool) -> Leg:
         phase = "forward" if operation.phase == "recompute" else operation.phase

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import cache
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import vl_convert
@@ -88,8 +91,23 @@ def write_html(result: Result) -> str:
 
 @cache
 def _bundle() -> str:
-    """The drawing library as one script; joining it takes over a second, hence once a process."""
-    return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
+    """The drawing library as one script; making it takes over a second, so it is kept in the user's cache folder."""
+    kept = _cache_file()
+    with suppress(OSError, UnicodeDecodeError):
+        return kept.read_text(encoding="utf-8")
+    made = str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
+    with suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        draft = kept.with_suffix(f".{os.getpid()}")
+        draft.write_text(made, encoding="utf-8")
+        draft.replace(kept)
+    return made
+
+
+def _cache_file() -> Path:
+    """Where this version's script is kept; never in a folder that other users can write to."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    return caches / "moesim" / f"vega-embed-{vl_convert.__version__}.js"
 
 
 def _policy(*scripts: str) -> str:

@@ -267,14 +267,10 @@ class Summary:
         if even is not None:
             lost = self.step_seconds - even
             band = max(self._sampling_seconds, abs(lost) * self._step_band)
-            metrics["skew_time"] = Quantity(
-                lost,
-                "s",
-                lost - band,
-                lost + band,
-                basis,
-                "this step minus the same step at perfectly balanced routing",
-            )
+            why = "this step minus the same step at perfectly balanced routing"
+            if metrics["dropped_token_fraction"].value > 0:
+                why += "; dropped copies are work saved"
+            metrics["skew_time"] = Quantity(lost, "s", lost - band, lost + band, basis, why)
         return metrics
 
     def _memory(self) -> dict[str, Quantity]:

@@ -62,7 +62,7 @@ def data_parallel(scenario: Scenario, held: Held) -> DataParallel:
     gradient = 4.0 if scenario.precision.gradients == "fp32" else 2.0
     dense_net = group(scenario.cluster, dense_ranks, stride=layout.tensor)
     expert_net = group(scenario.cluster, expert_ranks, stride=layout.expert * layout.expert_tensor)
-    factor, data = time_factor(scenario.stack), coefficients()
+    factor, data = time_factor(scenario.stack, scenario.model.kernels), coefficients()
 
     def both(operation: object, size: float) -> float:
         call = all_gather if operation == "gather" else reduce_scatter

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moesim.errors import Problem, ScenarioError
 from moesim.network.demand import Choices, Demand, balanced_demand
-from moesim.network.dispatchers import Dispatcher, ExchangeTimes, Payload, choose, dispatcher, payload
+from moesim.network.dispatchers import Dispatcher, ExchangeTimes, Payload, PortTimes, choose, dispatcher, payload
 from moesim.network.topology import GroupNetwork, group
 from moesim.scenario.scenario import Scenario
+from moesim.step.stack import time_factor
 
 
 @dataclass(frozen=True)
 class Mover:
-    """A dispatcher on its network. `even`: its times at perfectly balanced routing; `reason`: why it was chosen."""
+    """A dispatcher on its network. `factor`: how much longer the software
+    stack takes; `even`: its times at perfectly balanced routing; `reason`: why it was chosen."""
 
     dispatcher: Dispatcher
     network: GroupNetwork
     payload: Payload
     multiprocessors: int | None
     network_model: str
+    factor: float
     even: ExchangeTimes
     reason: str
 
@@ -30,7 +33,20 @@ class Mover:
 
     def times(self, demand: Demand) -> ExchangeTimes:
         """Seconds and bytes of dispatch and combine for a batch of demands."""
-        return self.dispatcher.times(demand, self.network, self.payload, self.multiprocessors, self.network_model)
+        found = self.dispatcher.times(demand, self.network, self.payload, self.multiprocessors, self.network_model)
+        return scaled(found, self.factor)
+
+
+def scaled(times: ExchangeTimes, factor: float) -> ExchangeTimes:
+    """The same exchange `factor` times as long."""
+    if factor == 1.0:
+        return times
+
+    def longer(port: PortTimes) -> PortTimes:
+        seconds = {"latency": port.latency * factor, "send": port.send * factor, "receive": port.receive * factor}
+        return replace(port, **seconds)
+
+    return replace(times, dispatch=longer(times.dispatch), combine=longer(times.combine))
 
 
 def mover(scenario: Scenario) -> Mover:
@@ -53,4 +69,6 @@ def mover(scenario: Scenario) -> Mover:
         if refusal is not None:
             raise ScenarioError([Problem("dispatcher.kind", refusal)], scenario.name)
     even = chosen.times(demand, network, copy, multiprocessors, scenario.simulation.network)
-    return Mover(chosen, network, copy, multiprocessors, scenario.simulation.network, even, reason)
+    factor = time_factor(scenario.stack, model.kernels)
+    network_model = scenario.simulation.network
+    return Mover(chosen, network, copy, multiprocessors, network_model, factor, scaled(even, factor), reason)

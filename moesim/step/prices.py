@@ -65,8 +65,7 @@ class Prices:
         self.model: ModelSpec = scenario.model
         self.rates = compute.rates(scenario.cluster.gpu, scenario.precision.compute, busy_multiprocessors)
         self.data = compute.coefficients()
-        self.stack_factor = time_factor(scenario.stack)
-        self.kernel_factor = float(self.data["kernels"].get(scenario.model.kernels, 1.0))
+        self.stack_factor = time_factor(scenario.stack, scenario.model.kernels)
         self.tokens = float(scenario.tokens_per_rank)
         self.modules = scenario.recompute if isinstance(scenario.recompute, tuple) else ()
 
@@ -195,14 +194,14 @@ class Prices:
         return float(max(0.0, ring - self.scores) + self.data["context_parallel_exposed"] * ring)
 
     def host_factor(self, kind: str) -> float:
-        """How much a layer of this kind is stretched by its kernels, by a host slow to issue them, and by the stack."""
+        """How much a layer of this kind is stretched by a host slow to issue its kernels, and by the stack."""
         host, options = self.data["host"], self.scenario.stack_options
         issue = host["moe_layer"] if kind == "moe" else host["dense_layer"]
         issue *= host["graphs"][options.cuda_graphs]
         if kind == "moe" and self.scenario.overlap.expert_communication:
             issue *= host["overlap"]
         gpu = self._layer_seconds(kind)
-        stretched = compute.smooth_max(gpu * self.kernel_factor, issue, host["exponent"])
+        stretched = compute.smooth_max(gpu, issue, host["exponent"])
         return float(stretched) / gpu * self.stack_factor if gpu else self.stack_factor
 
     def _layer_seconds(self, kind: str) -> float:

@@ -22,9 +22,9 @@ def nearest(name: str) -> str:
     return next(iter(get_close_matches(name, known, n=1, cutoff=0.6)), reference)
 
 
-def time_factor(name: str) -> float:
-    """Step time of a stack against the reference release."""
-    return float(_stacks()["time_factor"][nearest(name)])
+def time_factor(name: str, kernels: str | None) -> float:
+    """Step time of a stack against the reference release, and of a model whose kernels are known to run slower."""
+    return float(_stacks()["time_factor"][nearest(name)]) * float(_stacks()["kernels"].get(kernels, 1.0))
 
 
 def stack_note(name: str) -> str:
