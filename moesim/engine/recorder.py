@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.columns import OPERATIONS
 from moesim.step.operations import Operation
 from moesim.step.schedules import Slot
 
 Floats = NDArray[np.float64]
 Columns = dict[str, NDArray[Any]]
 _BLOCK_VALUES = 1 << 20
-_LABELS = ("stage", "chunk", "microbatch", "layer", "phase", "kind", "stream")
+_NUMBERS = ("stage", "chunk", "microbatch", "layer")
+_WORDS = ("phase", "kind", "stream")
 _TIMES = ("begin", "end", "begin_mean", "end_mean", "busy_mean")
 
 
@@ -28,7 +28,9 @@ class Recorder:
     def __init__(self, ranks: int, step: int) -> None:
         self.step = step
         self.waited: dict[tuple[int, str], float] = defaultdict(float)
-        self._labels: list[tuple[Any, ...]] = []
+        self._numbers: list[tuple[int, int, int, int]] = []
+        self._words: dict[tuple[str, str, str], int] = {}
+        self._word: list[int] = []
         block = max(1, _BLOCK_VALUES // ranks)
         self._begin, self._end, self._busy = (np.empty((block, ranks)) for _ in range(3))
         self._filled = 0
@@ -37,25 +39,25 @@ class Recorder:
     @property
     def rows(self) -> int:
         """Operations noted so far."""
-        return len(self._labels)
+        return len(self._numbers)
 
     def operation(
         self, stage: int, slot: Slot, operation: Operation, begin: Floats, end: Floats, busy: Floats | float
     ) -> None:
         """Notes one operation of one pipeline rank."""
         work = getattr(slot, operation.side)
-        label = (stage, *work, operation.layer, operation.phase, operation.kind, operation.stream)
-        self._add(label, begin, end, busy)
+        words = (operation.phase, operation.kind, operation.stream)
+        self._add((stage, work[0], work[1], operation.layer), words, begin, end, busy)
 
     def message(self, stage: int, slot: Slot, operation: Operation, begin: Floats, seconds: float) -> None:
         """Notes the message that carries a slot's output to the next pipeline rank."""
         work = getattr(slot, operation.side)
-        label = (stage, *work, -1, operation.side, "send", "point-to-point")
-        self._add(label, begin, begin + seconds, seconds)
+        words = (operation.side, "send", "point-to-point")
+        self._add((stage, work[0], work[1], -1), words, begin, begin + seconds, seconds)
 
     def once(self, stage: int, kind: str, begin: Floats, seconds: float) -> None:
         """Notes work done once a step: parameter gathering, gradient reduction, optimizer."""
-        self._add((stage, -1, -1, -1, "step", kind, "data-parallel"), begin, begin + seconds, seconds)
+        self._add((stage, -1, -1, -1), ("step", kind, "data-parallel"), begin, begin + seconds, seconds)
 
     def waits(self, stage: int, reason: str, seconds: float) -> None:
         """Adds to the time that a pipeline rank's compute stream waited, mean over ranks."""
@@ -67,12 +69,24 @@ class Recorder:
             self._fold()
         times = np.concatenate(self._folded, axis=1) if self._folded else np.empty((5, 0))
         found: Columns = {"step": np.full(self.rows, self.step, dtype=np.int32)}
-        for name, values in zip(_LABELS, zip(*self._labels, strict=True), strict=True):
-            found[name] = np.array(values, dtype=OPERATIONS[name].dtype)
+        numbers = np.array(self._numbers, dtype=np.int32).reshape(self.rows, len(_NUMBERS))
+        for place, name in enumerate(_NUMBERS):
+            found[name] = numbers[:, place].copy()
+        chosen = np.array(self._word, dtype=np.int64)
+        for name, words in zip(_WORDS, zip(*self._words, strict=True), strict=True):
+            found[name] = np.array(words)[chosen]
         return {**found, **dict(zip(_TIMES, times, strict=True))}
 
-    def _add(self, label: tuple[Any, ...], begin: Floats, end: Floats, busy: Floats | float) -> None:
-        self._labels.append(label)
+    def _add(
+        self,
+        numbers: tuple[int, int, int, int],
+        words: tuple[str, str, str],
+        begin: Floats,
+        end: Floats,
+        busy: Floats | float,
+    ) -> None:
+        self._numbers.append(numbers)
+        self._word.append(self._words.setdefault(words, len(self._words)))
         row = self._filled
         self._begin[row], self._end[row], self._busy[row] = begin, end, busy
         self._filled += 1

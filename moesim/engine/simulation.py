@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,10 +51,8 @@ def simulate_step(
     for device in devices:
         _gather_parameters(model, device)
         device.start()
-    if report is None:
-        env.run()
-    else:
-        _run_reporting(env, recorder, sum(len(run.operations) for device in devices for run in device.runs), report)
+    with _uncollected():
+        _run(env, recorder, sum(len(run.operations) for device in devices for run in device.runs), report)
     done = _finish(model, devices, recorder)
     check_step(model, devices, done.columns)
     _add_loads(durations, done.columns)
@@ -95,8 +95,23 @@ def _gather_parameters(model: StepModel, device: Device) -> None:
         device.free[stream] = device.free[stream] + wait
 
 
-def _run_reporting(env: simpy.Environment, recorder: Recorder, total: int, report: Report) -> None:
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Puts off Python's search for cycles: a run makes 10^5 events that it would walk again and again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _run(env: simpy.Environment, recorder: Recorder, total: int, report: Report | None) -> None:
     """Runs to the end, telling now and then what share of the operations is done."""
+    if report is None:
+        env.run()
+        return
     stride = max(1, total // 50)
     told = 0
     while env.peek() != float("inf"):

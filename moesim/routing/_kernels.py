@@ -26,14 +26,15 @@ Floats = NDArray[np.float64]
 Words = NDArray[np.uint64]
 Names = NDArray[np.uint16]
 Counters = NDArray[np.int32]
-U16, U64, I32 = np.uint16, np.uint64, np.int32
+Scores = NDArray[np.int16]
+U16, U64, I16, I32 = np.uint16, np.uint64, np.int16, np.int32
 
 BLOCK = 256
 # splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014)
 STEP, MIX1, MIX2 = U64(0x9E3779B97F4A7C15), U64(0xBF58476D1CE4E5B9), U64(0x94D049BB133111EB)
 SHIFT1, SHIFT2, SHIFT3 = U64(30), U64(27), U64(31)
 HALF, LOW, SPARE = U64(32), U64(0xFFFFFFFF), U64(11)
-ZERO, ONE, NONE = U64(0), U64(1), I32(0)
+ZERO, ONE, NONE = U64(0), U64(1), I16(0)
 
 
 class Law(NamedTuple):
@@ -50,7 +51,7 @@ class Law(NamedTuple):
     draws: int
     words: int
     group: Names
-    score: Counters
+    score: Scores
 
 
 class Places(NamedTuple):
@@ -98,10 +99,10 @@ class Block(NamedTuple):
     words: Words
     drawn: Names
     repeat: Names
-    first: Counters
-    second: Counters
-    kept: Counters
-    unsure: Counters
+    first: Scores
+    second: Scores
+    kept: Scores
+    unsure: Scores
 
 
 def compiled(function: F) -> F:
@@ -238,14 +239,14 @@ def best_scores(law: Law, E: int, block: Block) -> None:
 
 
 @compiled
-def keep_groups(law: Law, ahead: np.int32, block: Block) -> None:
+def keep_groups(law: Law, ahead: np.int16, block: Block) -> None:
     """Keep the best groups; unsure where one of them, judged by the best it can become, still lacks an arrival.
 
     `ahead` is the score of the next draw; of groups with equal scores the lower one is better.
     """
     first, second, kept, unsure = block.first, block.second, block.kept, block.unsure
     G, B = first.shape
-    bound, rank = np.empty((G, B), np.int32), np.empty(B, np.int32)
+    bound, rank = np.empty((G, B), np.int16), np.empty(B, np.int16)
     last = second if law.best == 2 else first
     unsure[:] = 0
     for g in range(G):
@@ -257,13 +258,13 @@ def keep_groups(law: Law, ahead: np.int32, block: Block) -> None:
         rank[:] = 0
         for h in range(g):
             for b in range(B):
-                rank[b] += I32(bound[h, b] >= bound[g, b])
+                rank[b] += I16(bound[h, b] >= bound[g, b])
         for h in range(g + 1, G):
             for b in range(B):
-                rank[b] += I32(bound[h, b] > bound[g, b])
+                rank[b] += I16(bound[h, b] > bound[g, b])
         for b in range(B):
-            kept[g, b] = I32(rank[b] < law.top_groups)
-            unsure[b] |= kept[g, b] & I32(last[g, b] == NONE)
+            kept[g, b] = I16(rank[b] < law.top_groups)
+            unsure[b] |= kept[g, b] & I16(last[g, b] == NONE)
 
 
 @compiled
@@ -287,24 +288,24 @@ def select(rows: Counters, law: Law, block: Block, choices: Names) -> None:
         while i < K:
             choices[start + i] = line[i]
             i += ONE
-        unsure[b] |= I32(n < K)
+        unsure[b] |= I16(n < K)
         b += ONE
 
 
 @compiled
 def new_block(G: int, D: int, B: int) -> Block:
     """The arrays of a block; without groups, everything is kept that is no repeat."""
-    kept = np.ones((G + 1, B), np.int32)
+    kept = np.ones((G + 1, B), np.int16)
     kept[G] = 0
     return Block(
         np.zeros(B, np.uint64),
         np.empty(B, np.uint64),
         np.zeros((D, B), np.uint16),
         np.empty(B, np.uint16),
-        np.empty((G, B), np.int32),
-        np.empty((G, B), np.int32),
+        np.empty((G, B), np.int16),
+        np.empty((G, B), np.int16),
         kept,
-        np.zeros(B, np.int32),
+        np.zeros(B, np.int16),
     )
 
 

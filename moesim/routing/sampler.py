@@ -25,7 +25,7 @@ from moesim.specs.routing import CapacitySpec, LoadProfile
 Floats = NDArray[np.float64]
 
 ALIAS_DRAWS_PER_CHOICE, ALIAS_DRAWS = 4, 32
-SCORE_SCALE = 2.0**28
+SCORE_SCALE = 2.0**14 - 1
 MOST_EXPERTS = 2**16 - 1
 MOST_ROWS = 2**31 - 1
 WEIGHT_ROWS = 64
@@ -163,7 +163,7 @@ def race_law(router: TopKRouter) -> _kernels.Law:
         draws=min(K + K * (1, 4, 7)[best] // 4, words + E),
         words=words,
         group=(np.arange(E + 1) * groups // E).astype(np.uint16),
-        score=np.rint(scores / scores[0] * SCORE_SCALE).astype(np.int32),
+        score=np.rint(scores / scores[0] * SCORE_SCALE).astype(np.int16),
     )
 
 

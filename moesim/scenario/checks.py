@@ -193,6 +193,18 @@ def stragglers_exist(scenario: Scenario) -> Iterator[Problem]:
             )
 
 
+def thinning_is_even(scenario: Scenario) -> Iterator[Problem]:
+    """Drawn tokens stand for equally many; capacity counts every token."""
+    drawn, tokens = scenario.simulation.sampled_tokens, scenario.tokens_per_rank * scenario.parallelism.expert_tensor
+    if drawn is None:
+        return
+    where = "simulation.sampled_tokens"
+    if tokens % drawn:
+        yield Problem(where, f"{drawn} does not divide the {tokens} tokens that a rank routes in a microbatch")
+    if scenario.routing.capacity != "dropless":
+        yield Problem(where, "expert capacity counts every token; leave it out, or route dropless")
+
+
 CHECKS: tuple[Check, ...] = (
     gpus_fill_the_layout,
     experts_fit_the_ranks,
@@ -205,6 +217,7 @@ CHECKS: tuple[Check, ...] = (
     cluster_is_connected,
     dispatcher_is_known,
     stragglers_exist,
+    thinning_is_even,
 )
 
 

@@ -81,6 +81,12 @@ class Scenario(Spec):
         return self.tokens_per_rank * layout.expert * layout.expert_tensor * self.model.top_k
 
     @cached_property
+    def tokens_stood_for(self) -> int:
+        """Tokens that each drawn token stands for."""
+        tokens, drawn = self.tokens_per_rank * self.parallelism.expert_tensor, self.simulation.sampled_tokens
+        return 1 if drawn is None else max(1, tokens // drawn)
+
+    @cached_property
     def tokens_per_step(self) -> int:
         """Tokens of the global batch."""
         return self.workload.global_batch * self.workload.sequence_length

@@ -79,12 +79,17 @@ class Straggler(Spec):
 
 
 class SimulationSpec(Spec):
-    """How the simulation is run: its seed, detail and disturbances. `jitter` is the relative standard deviation of
-    every compute operation's time."""
+    """How the simulation is run: its seed, detail and disturbances.
+
+    `sampled_tokens`: tokens of a rank and microbatch that are drawn, each standing for equally many of its sequence
+    (all unless stated; the noise of sampling then shows larger than it is, a sequence's own skew stays). `jitter`:
+    relative standard deviation of every compute operation's time.
+    """
 
     seed: int = Field(strict=True, default=0, ge=0, le=2**63 - 1)
     steps: int = Field(strict=True, default=1, ge=1, le=1000)
     microbatch_samples: int = Field(strict=True, default=8, ge=1, le=1024)
+    sampled_tokens: int | None = Field(strict=True, default=None, ge=1, le=1 << 30)
     network: Literal["port-load", "ideal"] = "port-load"
     jitter: float = Field(default=0.0, ge=0.0, le=1.0)
     stragglers: tuple[Straggler, ...] | None = None

@@ -91,7 +91,7 @@ def routing_sampler(model: StepModel) -> RoutingSampler:
         layers=len(model.moe_index),
         ranks=layout.expert,
         ranks_per_domain=model.mover.network.ranks_per_domain,
-        tokens_per_rank=scenario.tokens_per_rank * layout.expert_tensor,
+        tokens_per_rank=scenario.tokens_per_rank * layout.expert_tensor // scenario.tokens_stood_for,
         sequences_per_rank=scenario.workload.micro_batch,
         capacity=None if capacity == "dropless" else capacity,
         placement=expert_rank(spec.n_experts, layout.expert, scenario.placement.strategy),
@@ -127,11 +127,12 @@ class _Layer:
 def _price_layer(model: StepModel, counts: list[RoutingCounts]) -> _Layer:
     """Price of all samples of one layer."""
     demand = _demand(model, counts)
-    kept = np.stack([count.expert_kept for count in counts])
+    each = model.scenario.tokens_stood_for
+    kept = each * np.stack([count.expert_kept for count in counts])
     rows = model.computed_rows(kept).reshape(len(counts), model.scenario.parallelism.expert, -1)
     traffic = demand.rank_tokens.mean(axis=0) * model.mover.payload.dispatch
     np.fill_diagonal(traffic, 0.0)
-    routed = np.stack([count.expert_routed for count in counts])
+    routed = each * np.stack([count.expert_routed for count in counts])
     return _Layer(model.mover.times(demand), model.prices.experts(rows), rows.sum(axis=-1), routed, kept, traffic)
 
 
@@ -182,8 +183,10 @@ def _demand(model: StepModel, counts: list[RoutingCounts]) -> Demand:
     if padded is not None:
         return padded
 
+    share = model.scenario.tokens_stood_for / model.scenario.parallelism.expert_tensor
+
     def batch(name: str) -> Floats:
-        return np.stack([getattr(count, name) for count in counts]) / model.scenario.parallelism.expert_tensor
+        return share * np.stack([getattr(count, name) for count in counts])
 
     places = (batch("copies"), batch("rank_tokens"), batch("domain_tokens"))
     return Demand(*places, _home_tokens(model), model.mover.network.ranks_per_domain)
