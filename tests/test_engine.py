@@ -47,7 +47,7 @@ def step_seconds(**simulation: Any) -> float:
 
 
 def test_event_counts_are_pinned() -> None:
-    """Operations follow from the layout: M microbatches x (forward + backward operations of every layer and the ends)."""
+    """Operations follow from the layout: M microbatches x those of every layer, forward and backward, and the ends."""
     frame = moesim.simulate(scenario()).operations
     batches, moe, dense = 16, 6, 2
     counts = frame.kind.value_counts().to_dict()

@@ -175,10 +175,34 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=12), inner, max_size=3),
     max_leaves=6,
 )
-KEYS = st.sampled_from(  # noqa: SIM905
-    """model cluster cluster.gpu cluster.gpus parallelism parallelism.expert schedule workload workload.global_batch
-    precision routing routing.load routing.router routing.capacity placement dispatcher overlap recompute stack
-    stack_options simulation prices question name x""".split()
+KEYS = st.sampled_from(
+    [
+        "model",
+        "cluster",
+        "cluster.gpu",
+        "cluster.gpus",
+        "parallelism",
+        "parallelism.expert",
+        "schedule",
+        "workload",
+        "workload.global_batch",
+        "precision",
+        "routing",
+        "routing.load",
+        "routing.router",
+        "routing.capacity",
+        "placement",
+        "dispatcher",
+        "overlap",
+        "recompute",
+        "stack",
+        "stack_options",
+        "simulation",
+        "prices",
+        "question",
+        "name",
+        "x",
+    ]
 )
 
 

@@ -20,7 +20,7 @@ _MOST_WORKS = 200_000
 
 
 class Step(NamedTuple):
-    """One slot: its pipeline rank, its kind, and the numbers of outputs that each of its sides needs and makes (-1: none)."""
+    """One slot: its pipeline rank, its kind, and the outputs that each of its sides needs and makes (-1: none)."""
 
     stage: int
     kind: int

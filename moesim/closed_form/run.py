@@ -98,7 +98,7 @@ class _Legs:
         )
 
     def _alike(self, slot: Slot) -> tuple[object, ...]:
-        """A name that slots of equal time share: their chunks, or what these are made of where all layers cost alike."""
+        """A name that slots of equal time share: their chunks, or the make of these where all layers cost alike."""
         if not self.layers_alike:
             return tuple(work.chunk if work is not None else -1 for work in slot)
         return tuple(self.model.chunk_make[work.chunk] if work is not None else None for work in slot)

@@ -19,7 +19,7 @@ class Leg(NamedTuple):
 
 
 class Reach(NamedTuple):
-    """Longest path from one moment to a slot's end and to each side's output, seconds; minus infinity where there is none."""
+    """Longest path from one moment to a slot's end and each side's output, seconds; minus infinity where none."""
 
     end: float
     forward: float

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from moesim.engine.durations import Durations
 from moesim.engine.recorder import Recorder
+from moesim.errors import InternalError
 from moesim.step.operations import Operation
 from moesim.step.schedules import Slot
 
@@ -46,7 +47,9 @@ class SlotRun:
 
 def ended(event: simpy.Event) -> Floats:
     """When each rank [R] ended the operation whose event has happened."""
-    times: Floats = event.value
+    times = event.value
+    if not isinstance(times, np.ndarray):
+        raise InternalError(f"an operation ended without saying when: {event}")
     return times
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cache
 from html import escape
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def _bundle() -> str:
 def _cache_file() -> Path:
     """Where this version's script is kept; never in a folder that other users can write to."""
     caches = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    return caches / "moesim" / f"vega-embed-{vl_convert.__version__}.js"
+    return caches / "moesim" / f"vega-embed-{version('vl-convert-python')}.js"
 
 
 def _policy(*scripts: str) -> str:

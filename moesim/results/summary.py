@@ -31,7 +31,7 @@ class Observed:
 
     `seconds`: length of each step; `busy`: seconds that the compute or communication stream works by kind of
     operation; `waited`: seconds that the compute stream waits by reason ("dispatch", "combine", "bubble",
-    "tensor-parallel", "data-parallel", "optimizer"); `even_seconds`: length of the same step at perfectly balanced routing.
+    "tensor-parallel", "data-parallel", "optimizer"); `even_seconds`: length of the step at perfectly balanced routing.
     """
 
     seconds: tuple[float, ...]

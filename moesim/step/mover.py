@@ -43,8 +43,8 @@ def scaled(times: ExchangeTimes, factor: float) -> ExchangeTimes:
         return times
 
     def longer(port: PortTimes) -> PortTimes:
-        seconds = {"latency": port.latency * factor, "send": port.send * factor, "receive": port.receive * factor}
-        return replace(port, **seconds)
+        send, receive = port.send * factor, port.receive * factor
+        return replace(port, latency=port.latency * factor, send=send, receive=receive)
 
     return replace(times, dispatch=longer(times.dispatch), combine=longer(times.combine))
 

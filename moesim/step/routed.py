@@ -18,7 +18,8 @@ from moesim.network.demand import Demand
 from moesim.network.dispatchers import ExchangeTimes
 from moesim.placement import expert_rank
 from moesim.randomness import Streams
-from moesim.routing.sampler import RoutingCounts, RoutingSampler
+from moesim.routing.counts import RoutingCounts
+from moesim.routing.sampler import RoutingSampler
 from moesim.step.model import StepModel
 
 Floats = NDArray[np.float64]
@@ -119,8 +120,8 @@ class _Layer:
     times: ExchangeTimes
     experts: tuple[Floats, Floats, Floats]
     rows: Floats
-    routed: NDArray[np.int64]
-    kept: NDArray[np.int64]
+    routed: NDArray[Any]
+    kept: NDArray[Any]
     traffic: Floats
 
 

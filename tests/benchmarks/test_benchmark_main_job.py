@@ -59,7 +59,7 @@ def test_start_up(benchmark: BenchmarkFixture, arguments: tuple[str, ...]) -> No
 
 @pytest.mark.parametrize("gpus", [64, 128, 256, 512, 1024, 2048, 4096])
 def test_cost_grows_linearly(benchmark: BenchmarkFixture, gpus: int) -> None:
-    """Every GPU is simulated: 16 pipeline ranks of one expert-parallel group of gpus / 16, same layers and microbatches."""
+    """Every GPU is simulated: 16 pipeline ranks of one expert-parallel group of gpus / 16."""
     document: dict[str, Any] = {
         "model": {"base": "deepseek-v3", "layers": 16, "moe_layers": 16, "moe_layer_pattern": "all", "mtp_layers": 0},
         "cluster": {"gpu": "h800-sxm", "gpus": gpus},
@@ -74,7 +74,8 @@ def test_cost_grows_linearly(benchmark: BenchmarkFixture, gpus: int) -> None:
         moesim.simulate, args=(scenario,), kwargs={"even_if_infeasible": True}, rounds=2, warmup_rounds=1
     )
     ranks = scenario.parallelism.expert
-    work = {"rank_operations": len(result.operations) * ranks, "tokens_routed": 16 * 8 * ranks * scenario.tokens_per_rank}
+    routed = 16 * 8 * ranks * scenario.tokens_per_rank
+    work = {"rank_operations": len(result.operations) * ranks, "tokens_routed": routed}
     benchmark.extra_info.update(work)
     print(f"\n{gpus} GPUs: {work}")
     assert work["tokens_routed"] == 16 * 8 * 4096 * gpus // 16
