@@ -1,0 +1,64 @@
+"""Against published training runs: DeepSeek-V3's GPU-hours, and throughput tables where they are beside the checkout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from scipy.stats import spearmanr
+
+import moesim
+
+ROOT = Path(__file__).parents[1]
+CASES = ROOT.parent / "shared" / "measurements" / "train_step_cases.yaml"
+OTHER_FABRIC = "megatron-bridge-aws-efa"  # libraries on EFA have no law yet
+
+
+def test_deepseek_v3_pre_training_hours() -> None:
+    """2,664K H800 GPU-hours for 14.8T tokens (DeepSeek-V3 report, table 1)."""
+    hours = moesim.estimate(moesim.load(ROOT / "scenarios" / "deepseek-v3-2048-h800.yaml")).summary["gpu_hours"]
+    assert hours.value == pytest.approx(2.664e6, rel=0.08)
+    assert hours.low < 2.664e6 < hours.high
+
+
+def test_gpt_oss_with_forced_balance() -> None:
+    """5,993 tokens/s/GPU on 64 H100 (Megatron-Bridge 26.02, performance summary)."""
+    rate = moesim.estimate(moesim.load(ROOT / "scenarios" / "gpt-oss-120b-64-h100.yaml")).summary
+    assert rate["tokens_per_second_per_gpu"].value == pytest.approx(5993, rel=0.08)
+
+
+@pytest.fixture(scope="module")
+def predictions() -> list[tuple[dict[str, Any], moesim.Result, float]]:
+    if not CASES.exists():
+        pytest.skip("no table of published runs beside the checkout")
+    cases = [case for case in yaml.safe_load(CASES.read_text(encoding="utf-8")) if "note" not in case]
+    return [
+        (case, moesim.estimate(moesim.load(case["scenario"]), even_if_infeasible=True), rate)
+        for case in cases
+        if (rate := case["measured"].get("tokens_per_second_per_gpu"))
+    ]
+
+
+def test_published_throughput(predictions: list[tuple[dict[str, Any], moesim.Result, float]]) -> None:
+    """Every published row is answered; the errors stated in the README."""
+    known = [row for row in predictions if row[0]["scenario"]["stack"] != OTHER_FABRIC]
+    assert len(known) > 100
+    said = np.array([result.summary["tokens_per_second_per_gpu"].value for _, result, _ in known])
+    measured = np.array([rate for _, _, rate in known])
+    error = np.abs(said / measured - 1)
+    print(
+        f"{len(known)} rows: median {np.median(error):.3f}, mean {error.mean():.3f}, p90 {np.quantile(error, 0.9):.3f}"
+    )
+    assert np.median(error) < 0.06
+    assert np.quantile(error, 0.9) < 0.16
+    assert abs(np.mean(said / measured) - 1) < 0.05
+    assert spearmanr(said, measured).statistic > 0.98
+
+
+def test_published_runs_fit(predictions: list[tuple[dict[str, Any], moesim.Result, float]]) -> None:
+    """What was trained cannot be infeasible, where its micro-batch and off-loading are stated."""
+    refused = [case["id"] for case, result, _ in predictions if result.summary["fits_in_memory"].value > 1.15]
+    assert len(refused) <= 2, refused
