@@ -1,4 +1,4 @@
-"""Against published training runs: DeepSeek-V3's GPU-hours, and throughput tables where they are beside the checkout."""
+"""Against published training runs: DeepSeek-V3's GPU-hours, and throughput tables where they are at hand."""
 
 from __future__ import annotations
 
