@@ -22,14 +22,16 @@ SUMMARY: dict[str, Column] = {
         "FLOP/s", "model FLOPs (no recompute, causal attention halved) a second and GPU"
     ),
     "model_flops_utilization": Column("fraction", "model FLOP/s over the GPU's dense peak in the compute format"),
-    "communication_time": Column("s", "time a GPU's communication runs in a step, hidden or not"),
+    "communication_time": Column(
+        "s", "time a GPU's communication takes in a step, hidden or not; at least the exposed"
+    ),
     "exposed_communication_time": Column("s", "the part of it that compute waits for"),
     "communication_fraction": Column("fraction", "exposed communication over step time"),
     "dispatch_time": Column(
-        "s", "all dispatches of a step on one GPU, forward and backward, hidden or not, waiting for peers included"
+        "s", "all dispatches of a step on one GPU, forward and backward, hidden or not, without waiting for peers"
     ),
     "combine_time": Column(
-        "s", "all combines of a step on one GPU, forward and backward, hidden or not, waiting for peers included"
+        "s", "all combines of a step on one GPU, forward and backward, hidden or not, without waiting for peers"
     ),
     "expert_compute_time": Column("s", "routed and shared experts, with permutation"),
     "attention_time": Column("s", "attention blocks: projections, scores, norms"),

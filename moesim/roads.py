@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from moesim.closed_form.expected import expected_work
 from moesim.closed_form.run import estimate_model, even_step_seconds
 from moesim.engine.run import Progress, simulate_model
 from moesim.results.assemble import require_memory
@@ -16,7 +17,10 @@ def estimate(scenario: Scenario, *, even_if_infeasible: bool = False) -> Result:
 
     Raises `InfeasibleError` where the model does not fit in memory, unless `even_if_infeasible`.
     """
-    return estimate_model(_model(scenario, even_if_infeasible))
+    result = estimate_model(StepModel(scenario))
+    if not even_if_infeasible:
+        require_memory(scenario, result.memory)
+    return result
 
 
 def simulate(scenario: Scenario, progress: Progress | None = None, *, even_if_infeasible: bool = False) -> Result:
@@ -26,14 +30,9 @@ def simulate(scenario: Scenario, progress: Progress | None = None, *, even_if_in
     ranks are alike, for there both roads are one; with jitter or stragglers it is simulated. Raises `InfeasibleError`
     where the model does not fit in memory, unless `even_if_infeasible`.
     """
-    model = _model(scenario, even_if_infeasible)
+    model = StepModel(scenario)
+    if not even_if_infeasible:
+        require_memory(scenario, memory_parts(model, expected_work(model)))
     disturbed = scenario.simulation.jitter or scenario.simulation.stragglers
     even = even_step_seconds(model) if scenario.model.is_moe and not disturbed else None
     return simulate_model(model, progress, even)
-
-
-def _model(scenario: Scenario, even_if_infeasible: bool) -> StepModel:
-    model = StepModel(scenario)
-    if not even_if_infeasible:
-        require_memory(scenario, memory_parts(model, 1.0))
-    return model

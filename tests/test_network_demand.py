@@ -2,37 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import combinations
-
 import numpy as np
 import pytest
 from test_network_topology import GROUPS, routed
 
 from moesim.errors import InternalError
-from moesim.network.demand import Choices, Demand, balanced_demand, distinct_places, payload_bytes, reverse
-
-
-@pytest.mark.parametrize(("experts", "top_k", "places"), [(8, 2, 4), (12, 3, 4), (6, 4, 3), (8, 8, 8), (8, 1, 2)])
-def test_distinct_places_equal_the_count_over_all_subsets(experts: int, top_k: int, places: int) -> None:
-    subsets = list(combinations(range(experts), top_k))
-    mean = np.mean([len({expert * places // experts for expert in subset}) for subset in subsets])
-    assert distinct_places(Choices(experts, top_k), places) == pytest.approx(mean)
-
-
-def test_group_limited_routing_reaches_fewer_nodes() -> None:
-    limited = Choices(256, 8, groups=8, top_groups=4)
-    assert distinct_places(limited, 4) == pytest.approx(4 * (1 - 15 / 70))
-    assert distinct_places(limited, 8) == pytest.approx(4.0)
-    assert distinct_places(limited, 64) == pytest.approx(4 * 8 * (1 - (28 * 27) / (32 * 31)))
-    for places in (2, 4, 8, 64):
-        assert distinct_places(limited, places) <= distinct_places(Choices(256, 8), places) * 1.001
-
-
-def test_places_are_at_most_choices_and_at_most_places() -> None:
-    for places in (1, 2, 7, 64, 256):
-        found = distinct_places(Choices(256, 8), places)
-        assert found <= min(places, 8) + 1e-9
-    assert distinct_places(Choices(256, 8), 1) == 1.0
+from moesim.network.demand import Choices, Demand, balanced_demand, payload_bytes, reverse
 
 
 @pytest.mark.parametrize(

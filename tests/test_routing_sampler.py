@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from moesim.errors import InternalError, UserError
+from moesim.network.demand import Choices, balanced_demand
 from moesim.placement import expert_rank
 from moesim.randomness import Streams
 from moesim.routing import _kernels, reference
@@ -277,20 +278,12 @@ def test_bias_of_the_top2_sum_substitute(profile, experts, top_k, tolerance):
     np.testing.assert_allclose(*together, atol=0.015)
 
 
-def test_balanced_is_the_mean_of_uniform_samples():
+def test_the_balanced_demand_is_the_mean_of_uniform_samples():
     drawn = sampler(RouterSpec(groups=8, top_groups=3), UNIFORM, tokens_per_rank=50_000)
-    sample, mean = drawn.sample(0, 0), drawn.balanced()
-    for name in ("tokens", "copies", "rank_tokens", "domain_tokens", "expert_routed", "expert_kept"):
-        np.testing.assert_allclose(getattr(sample, name), getattr(mean, name), rtol=0.03, err_msg=name)
-    assert mean.copies.sum() == pytest.approx(8 * 50_000 * 4)
+    mean = balanced_demand(Choices(32, 4, 8, 3), 8, drawn.ranks_per_domain, 50_000.0)
+    for name in ("copies", "rank_tokens", "domain_tokens"):
+        np.testing.assert_allclose(getattr(drawn.sample(0, 0), name), getattr(mean, name), rtol=0.03, err_msg=name)
     assert mean.rank_tokens[0].sum() == pytest.approx(50_000 * distinct_places(8, 32, 4, 8, 3))
-
-
-def test_balanced_below_the_even_share():
-    drawn = sampler(profile=UNIFORM, capacity=CapacitySpec(factor=0.5, dialect="megatron"), tokens_per_rank=4096)
-    counts = drawn.balanced()
-    np.testing.assert_allclose(counts.expert_kept, counts.expert_routed / 2)
-    assert counts.copies.sum() == pytest.approx(counts.expert_kept.sum())
 
 
 def test_known_distinct_places():

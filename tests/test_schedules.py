@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moesim.closed_form.pipeline import _walk, compile_order
+from moesim.closed_form.pipeline import compile_order, walk
 from moesim.closed_form.slots import Reach, SlotTime
 from moesim.step.dualpipe import dualpipe
 from moesim.step.schedules import Order, Slot, in_flight, order
@@ -27,7 +27,7 @@ def length(schedule: Order, last_chunk: int, hop: float = 0.0, per_chunk: float 
         return SlotTime(seconds, (reach, reach, reach), {}, {})
 
     plan = compile_order(schedule, last_chunk)
-    return max(_walk(plan, [time(*kind) for kind in plan.kinds], hop))
+    return max(walk(plan, [time(*kind) for kind in plan.kinds], hop, [0.0] * plan.stages))
 
 
 def works(schedule: Order, side: str) -> Counter[object]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
-from moesim.network.demand import Choices, Demand, distinct_places
+from moesim.network.demand import Demand
 from moesim.randomness import Streams
 from moesim.routing.capacity import CapacityRule
 from moesim.routing.loads import layer_weights
@@ -43,8 +43,10 @@ def expected_work(model: StepModel) -> RoutedWork | None:
     loads = _loads(model)
     ranks = model.scenario.parallelism.expert
     computed = model.computed_rows(loads.kept).reshape(len(loads.kept), 1, ranks, -1)
-    forward, backward, weight = model.prices.experts(computed)
-    dispatch, combine, traffic = _exchanges(model, computed.sum(axis=-1)[:, 0, :])
+    # An expert with few expected rows often has none: the chance of at least one, as of a Poisson number.
+    padded = model.scenario.routing.capacity != "dropless" and model.scenario.routing.capacity.pad
+    forward, backward, weight = model.prices.experts(computed, None if padded else -np.expm1(-computed))
+    dispatch, combine, traffic = _exchanges(model, computed.sum(axis=-1)[:, 0, :], _source_shares(model, loads.routed))
     return RoutedWork(
         dispatch=dispatch,
         combine=combine,
@@ -55,6 +57,7 @@ def expected_work(model: StepModel) -> RoutedWork | None:
         expert_routed=loads.routed[:, None, :],
         expert_kept=loads.kept[:, None, :],
         traffic=traffic,
+        needed=np.full((len(loads.kept), 1), traffic.sum()),
     )
 
 
@@ -119,14 +122,26 @@ def _kept(rule: CapacityRule, routed: Floats, spread: Floats, model: StepModel) 
     return kept
 
 
-def _exchanges(model: StepModel, rank_rows: Floats) -> tuple[Exchange, Exchange, Floats]:
+def _source_shares(model: StepModel, routed: Floats) -> Floats:
+    """Each source's kept copies over the mean's [L, R]: capacity of the whole group is filled source by source."""
+    ranks, rule = model.scenario.parallelism.expert, model.capacity_rule
+    if rule is None or rule.scope == "source-rank":
+        return np.ones((len(routed), ranks))
+    each = routed[:, None, :] / ranks
+    before = each * np.arange(ranks)[None, :, None]
+    kept = np.clip(model.capacity_rows - before, 0.0, each).sum(axis=-1)
+    shares: Floats = kept / np.maximum(kept.mean(axis=-1, keepdims=True), 1e-12)
+    return shares
+
+
+def _exchanges(model: StepModel, rank_rows: Floats, sources: Floats) -> tuple[Exchange, Exchange, Floats]:
     """Dispatch and combine priced for evenly spaced layers; the layers between take the nearest one's."""
     layers = len(rank_rows)
     count = min(layers, max(1, min(_PRICED_LAYERS, (1 << 18) // rank_rows.shape[1] ** 2)))
     chosen = np.unique(np.linspace(0, layers - 1, count).round().astype(int))
     nearest = np.abs(np.arange(layers)[:, None] - chosen).argmin(axis=1)
     padded = padded_demand(model, len(chosen))
-    demand = _demand(model, rank_rows[chosen]) if padded is None else padded
+    demand = _demand(model, rank_rows[chosen], sources[chosen]) if padded is None else padded
     times = model.mover.times(demand)
 
     def one(direction: str) -> Exchange:
@@ -139,29 +154,26 @@ def _exchanges(model: StepModel, rank_rows: Floats) -> tuple[Exchange, Exchange,
     return one("dispatch"), one("combine"), traffic
 
 
-def _demand(model: StepModel, rank_rows: Floats) -> Demand:
-    """Copies and distinct tokens between ranks when every source sends alike and rank r gets `rank_rows` [B, R]."""
-    scenario, network = model.scenario, model.mover.network
-    ranks, split = scenario.parallelism.expert, scenario.parallelism.expert_tensor
-    spec, router = scenario.model, scenario.model.router
-    choices = Choices(spec.n_experts, spec.top_k, router.groups, router.top_groups)
+def _demand(model: StepModel, rank_rows: Floats, sources: Floats) -> Demand:
+    """Copies and distinct tokens between ranks: `sources` [B, R] says how much of the mean each sends, and rank r gets
+    `rank_rows` [B, R]."""
+    scenario, even, layout = model.scenario, model.mover.even_demand, model.scenario.parallelism
     tokens = float(scenario.tokens_per_rank)
-    share = rank_rows / (split * tokens * ranks)  # copies a token to each rank
-    starts = np.arange(0, ranks, network.ranks_per_domain)
-    sizes = np.diff(np.append(starts, ranks))
-    hit_rank = _hit(share, spec.top_k / ranks, distinct_places(choices, ranks) / ranks)
-    domain_share = np.add.reduceat(share, starts, axis=-1)
-    even_hit = np.array([distinct_places(choices, ranks / size) * size / ranks for size in sizes.tolist()])
-    hit_domain = _hit(domain_share, spec.top_k * sizes / ranks, even_hit)
+    share = rank_rows / (layout.expert_tensor * tokens * layout.expert)  # copies a token to each rank
+    starts = np.arange(0, layout.expert, even.ranks_per_domain)
+    hit_rank = _hit(share, even.copies[0] / tokens, even.rank_tokens[0] / tokens)
+    domain_share, even_share = np.add.reduceat(share, starts, axis=-1), np.add.reduceat(even.copies[0] / tokens, starts)
+    hit_domain = _hit(domain_share, even_share, even.domain_tokens[0] / tokens)
 
     def spread(hits: Floats) -> Floats:
-        return np.repeat((tokens * hits)[:, None, :], ranks, axis=1)
+        return tokens * sources[:, :, None] * hits[:, None, :]
 
-    return Demand(spread(share), spread(hit_rank), spread(hit_domain), np.full(ranks, tokens), network.ranks_per_domain)
+    home = np.full(layout.expert, tokens)
+    return Demand(spread(share), spread(hit_rank), spread(hit_domain), home, even.ranks_per_domain)
 
 
-def _hit(share: Floats, even_share: Floats | float, even_hit: Floats | float) -> Floats:
+def _hit(share: Floats, even_share: Floats, even_hit: Floats) -> Floats:
     """Probability that a token reaches a place: 1 - (1 - even) ^ (load over even load), never above its copies."""
-    missed = np.maximum(1 - np.asarray(even_hit), 1e-12)
+    missed = np.maximum(1 - even_hit, 1e-12)
     hit: Floats = np.minimum(1 - missed ** (share / even_share), share)
     return hit

@@ -67,9 +67,12 @@ def shortened(schedule: Schedule) -> tuple[Schedule, ...]:
     return tuple(schedule._replace(microbatches=times * schedule.stages) for times in (4, 8))
 
 
-def critical_path(schedule: Schedule, spent: list[SlotTime], hop: float) -> Path:
-    """The path of a schedule whose kinds of slots take `spent`; messages between pipeline ranks take `hop` seconds."""
-    paths = [Path(_walk(plan(short), spent, hop), plan(short).uses) for short in shortened(schedule)]
+def critical_path(schedule: Schedule, spent: list[SlotTime], hop: float, starts: list[float]) -> Path:
+    """The path of a schedule whose kinds of slots take `spent`; messages between pipeline ranks take `hop` seconds.
+
+    `starts`: when each pipeline rank may begin.
+    """
+    paths = [Path(walk(plan(short), spent, hop, starts), plan(short).uses) for short in shortened(schedule)]
     if len(paths) == 1:
         return paths[0]
     near, far = (short.microbatches for short in shortened(schedule))
@@ -131,9 +134,9 @@ def compile_order(slots: Order, last_chunk: int) -> Plan:
     return Plan(stages, tuple(steps), tuple(examples), tuple(float(uses[k]) for k in range(len(examples))), len(number))
 
 
-def _walk(compiled: Plan, spent: list[SlotTime], hop: float) -> tuple[float, ...]:
+def walk(compiled: Plan, spent: list[SlotTime], hop: float, starts: list[float]) -> tuple[float, ...]:
     """Every slot's moments from those before it; an input comes `hop` seconds after it was ready."""
-    clock, ready = [0.0] * compiled.stages, [0.0] * compiled.outputs
+    clock, ready = list(starts), [0.0] * compiled.outputs
     maps = [slot.paths for slot in spent]
     for stage, kind, ahead_needs, back_needs, ahead, back in compiled.steps:
         free, forward, backward = maps[kind]

@@ -43,16 +43,19 @@ def observe(model: StepModel, routed: RoutedWork | None) -> Observed:
     schedule = Schedule(*model.schedule)
     legs = _Legs(model, routed)
     spent = [legs.slot(stage, slot) for stage, slot in kinds(schedule)]
-    path = critical_path(schedule, spent, model.prices.hop)
+    starts = [
+        exposed(once.gather, forward, once.exposed_share)
+        for once, (forward, _) in zip(model.data_parallel, model.compute_seconds, strict=True)
+    ]
+    path = critical_path(schedule, spent, model.prices.hop, starts)
     finished = []
     waited: defaultdict[str, float] = defaultdict(float)
     busy: defaultdict[str, float] = defaultdict(float)
     for stage, end in enumerate(path.ends):
-        once, (forward, backward) = model.data_parallel[stage], model.compute_seconds[stage]
-        gather = exposed(once.gather, forward, once.exposed_share)
+        once, (_, backward) = model.data_parallel[stage], model.compute_seconds[stage]
         reduce = exposed(once.reduce, backward, once.exposed_share)
-        finished.append(gather + end + reduce + once.optimizer)
-        waited["data-parallel"] += (gather + reduce) / stages
+        finished.append(end + reduce + once.optimizer)
+        waited["data-parallel"] += (starts[stage] + reduce) / stages
         waited["optimizer"] += once.optimizer / stages
     for slot, uses in zip(spent, path.uses, strict=True):
         for kind, value in slot.busy.items():
@@ -92,10 +95,10 @@ class _Legs:
         wait = self.model.shard_wait(stage, slot)
         if not wait:
             return spent
-        later = tuple(Reach(*(moment + wait for moment in path)) for path in spent.paths)
-        return SlotTime(
-            spent.seconds + wait, (later[0], later[1], later[2]), spent.busy, {**spent.waited, "data-parallel": wait}
-        )
+        free, forward, backward = spent.paths
+        later = Reach(*(moment + wait for moment in free))
+        waited = {**spent.waited, "data-parallel": wait}
+        return SlotTime(spent.seconds + wait, (later, forward, backward), spent.busy, waited)
 
     def _alike(self, slot: Slot) -> tuple[object, ...]:
         """A name that slots of equal time share: their chunks, or the make of these where all layers cost alike."""
@@ -104,23 +107,15 @@ class _Legs:
         return tuple(self.model.chunk_make[work.chunk] if work is not None else None for work in slot)
 
     def exchange_seconds(self, kind: str) -> float:
-        """Seconds that all dispatches or combines of a step last on one pipeline rank.
-
-        A combine waits for the busiest rank of the experts before it.
-        """
+        """Seconds of own work that all dispatches or combines of a step take the mean rank of a pipeline rank."""
         if self.routed is None:
             return 0.0
-        model = self.model.scenario.model
-        layers = [*self.model.moe_index, *[len(model.layer_kinds) - 1] * model.mtp_layers]
         phases = ["forward", "backward"]
         if self.model.recompute.everything or self.model.recompute.experts:
             phases.append("forward")
-        seconds = 0.0
-        for layer in layers:
-            for phase in phases:
-                seconds += self.known[kind, layer, phase, False].busiest
-                experts = self.known["experts", layer, phase, False]
-                seconds += (experts.busiest - experts.mean) * (kind == "combine")
+        seconds = sum(
+            self.known[kind, layer, phase, False].mean for layer in self.model.routed_passes for phase in phases
+        )
         return seconds * self.model.scenario.microbatches / self.model.scenario.parallelism.pipeline
 
     def _leg(self, operation: Operation, deferred: bool) -> Leg:

@@ -53,13 +53,13 @@ def rates(gpu: GpuSpec, compute: ComputeFormat, busy_multiprocessors: int = 0) -
     """Sustained rates of `gpu` while `busy_multiprocessors` of its SMs serve communication kernels."""
     data = coefficients()
     free = 1.0 - busy_multiprocessors / gpu.multiprocessors if gpu.multiprocessors else 1.0
-    free = max(free, 0.05)
+    free = max(free, data["least_free_multiprocessors"])
     bf16 = gpu.bf16 * gemm_efficiency(gpu, "bf16") * free
     gemm = peak(gpu, compute) * gemm_efficiency(gpu, compute) * free
     scores = data["attention_scores"]
     fitted = "bf16" if compute == "fp16" else compute
     known = fitted in data["fitted"].get(gpu.generation, ())
-    exact_gpu = known and gpu.name in ("h100-sxm", "gb200-nvl72")
+    exact_gpu = known and gpu.name in data["fitted_gpus"]
     residual = data["residual"] if exact_gpu else data["residual_elsewhere"]
     return Rates(
         gemm=gemm,
@@ -89,7 +89,11 @@ def gemm_efficiency(gpu: GpuSpec, compute: ComputeFormat) -> float:
     if fitted is not None:
         return float(fitted) * _power_factor(gpu, watts_per_teraflop)
     rule = data["gemm_rule"]
-    share = rule[compute] * (watts_per_teraflop or 0.5) ** rule["exponent"] * data["gemm_rule_training"][compute]
+    share = (
+        rule[compute]
+        * (watts_per_teraflop or rule["watts_per_teraflop"]) ** rule["exponent"]
+        * data["gemm_rule_training"][compute]
+    )
     return float(min(share, data["gemm_rule_limit"]))
 
 
@@ -111,15 +115,18 @@ def passes_seconds(elements: float, passes: float, rates: Rates) -> float:
     return 2.0 * elements * passes * rates.quantize / rates.memory
 
 
-def experts_seconds(rows: Floats, flops_per_row: float, weight_elements: float, rates: Rates) -> Floats:
+def experts_seconds(
+    rows: Floats, flops_per_row: float, weight_elements: float, rates: Rates, active: Floats | None = None
+) -> Floats:
     """Seconds of the grouped GEMM [...] from rows of each local expert [..., E].
 
-    Per active expert the 2-norm of arithmetic and of reading its weights once: sqrt((f n)^2 + b^2).
+    Per active expert the 2-norm of arithmetic and of reading its weights once: sqrt((f n)^2 + b^2). Where rows are
+    expectations, `active` is the probability of a row at all: an expert then has n / active rows that often.
     """
+    chance = (rows > 0).astype(np.float64) if active is None else active
     arithmetic = rows * (flops_per_row / rates.grouped_gemm)
-    reading = weight_elements * rates.weight_bytes / rates.memory
-    seconds = np.hypot(arithmetic, reading)
-    total: Floats = np.where(rows > 0, seconds, 0.0).sum(axis=-1)
+    reading = chance * (weight_elements * rates.weight_bytes / rates.memory)
+    total: Floats = np.hypot(arithmetic, reading).sum(axis=-1)
     return total
 
 

@@ -49,36 +49,45 @@ def state_bytes(held: float, shards: Shards, precision: PrecisionSpec) -> dict[s
     }
 
 
+@dataclass(frozen=True)
+class Split:
+    """What is not divided as tokens are: an expert's width over `expert` ranks; inputs are kept `inputs` times."""
+
+    expert: int
+    inputs: int
+
+
 def token_layer_bytes(
-    model: ModelSpec, precision: PrecisionSpec, rows_per_token: float, recompute: frozenset[str]
+    model: ModelSpec, precision: PrecisionSpec, rows: float, recompute: frozenset[str], split: Split
 ) -> TokenLayer:
-    """Bytes a token and layer keeps: `rows_per_token` counts the routed copies computed on the rank a token.
+    """Bytes a token and layer keeps: `rows` counts the routed copies computed on the rank for each of its tokens.
 
     `recompute`: names of modules that run again in the backward and so keep less; "full" keeps the layer's input.
     """
-    h = model.d_model
+    h = float(model.d_model)
     if "full" in recompute:
-        return TokenLayer(2.0 * h, 0.0, 0.0)
+        return TokenLayer(2.0 * h * split.inputs, 0.0, 0.0)
     q = 2.0 if precision.compute in ("bf16", "fp16") else 1.0
-    gates = model.expert_matrices - 1
-    dense_gates = model.dense_matrices - 1
     wide, values = model.qkv_width * model.attention_blocks, model.value_width * model.attention_blocks
-    attention = (0.0 if "layernorm" in recompute else 2.0 * h) + q * h
+    norm = (0.0 if "layernorm" in recompute else 2.0 * h * split.inputs) + q * h
     if model.mla is not None and "mla_up_proj" in recompute:
         # What is left of queries, keys and values are the latent vectors they are computed from.
         wide = float(model.mla.q_lora_rank + model.mla.kv_lora_rank + model.mla.qk_rope)
-    attention += 2.0 * wide
-    attention += 0.0 if "core_attn" in recompute else 2.0 * values
-    norm = (0.0 if "layernorm" in recompute else 2.0 * h) + q * h
-    dense = (
-        norm if "mlp" in recompute else norm + dense_gates * 2.0 * (model.d_ff_dense or 0) + q * (model.d_ff_dense or 0)
-    )
-    width = float(model.d_ff_expert or 0)
-    activated = 0.0 if "moe_act" in recompute else q * width
-    routed = 0.0 if "moe" in recompute else rows_per_token * (q * h + gates * 2.0 * width + activated)
-    shared = 0.0 if "shared_experts" in recompute else (gates * 2.0 + q) * model.shared_expert_width
-    beside = dense - norm if model.dense_beside_experts else 0.0
-    return TokenLayer(attention, dense, norm + routed + shared + beside)
+    attention = norm + 2.0 * wide + (0.0 if "core_attn" in recompute else 2.0 * values)
+    dense_width = 0.0 if "mlp" in recompute else float(model.d_ff_dense or 0)
+    dense = _hidden(dense_width, model.dense_matrices - 1, q)
+    gates, width = model.expert_matrices - 1, float(model.d_ff_expert or 0) / split.expert
+    routed = q * h + _hidden(width, gates, 0.0 if "moe_act" in recompute else q)
+    routed = 0.0 if "moe" in recompute else rows * routed
+    shared_width = 0.0 if "shared_experts" in recompute else float(model.shared_expert_width)
+    shared = _hidden(shared_width, gates, q)
+    beside = dense if model.dense_beside_experts else 0.0
+    return TokenLayer(attention, norm + dense, norm + routed + shared + beside)
+
+
+def _hidden(width: float, gates: int, activated: float) -> float:
+    """Bytes of a feed-forward layer's inner values: gate inputs in bf16, the activated product as the GEMM reads it."""
+    return width * (2.0 * gates + activated)
 
 
 def verdict(need: float, have: float) -> str:

@@ -30,13 +30,21 @@ def check_step(model: StepModel, devices: Sequence[Device], columns: Columns) ->
 
 
 def check_routing(model: StepModel, routed: RoutedWork) -> None:
-    """Token copies routed = computed + dropped, and bytes sent = bytes received on each tier."""
+    """Token copies routed = computed + dropped, and the bytes that carry them arrive."""
     total = model.scenario.copies_per_group
     presented = routed.expert_routed.sum(axis=-1)
     if not np.all(presented == total):
         raise InternalError(f"routing: {presented.min()}..{presented.max()} copies routed of {total} presented")
     if np.any(routed.expert_kept > routed.expert_routed):
         raise InternalError("routing: an expert computes more copies than were routed to it")
+    computed = model.computed_rows(routed.expert_kept).sum(axis=-1)
+    if not np.allclose(routed.rows.sum(axis=-1), computed, rtol=1e-12):
+        raise InternalError("experts: rows computed differ from the copies kept (and padding)")
+    _bytes_arrive(routed)
+
+
+def _bytes_arrive(routed: RoutedWork) -> None:
+    """Bytes sent = bytes received on each tier, and together they bring every token to every rank that wants it."""
     for name, exchange in (("dispatch", routed.dispatch), ("combine", routed.combine)):
         for tier, sent, received in (
             ("scale-up", exchange.bytes_up, exchange.received_up),
@@ -44,6 +52,9 @@ def check_routing(model: StepModel, routed: RoutedWork) -> None:
         ):
             if not np.allclose(sent.sum(axis=-1), received.sum(axis=-1), rtol=1e-9):
                 raise InternalError(f"{name}: bytes sent over the {tier} tier differ from bytes received")
+    brought = (routed.dispatch.received_up + routed.dispatch.received_out).sum(axis=-1)
+    if np.any(brought < routed.needed * (1 - 1e-9)):
+        raise InternalError("dispatch: fewer bytes arrive than tokens routed to other ranks")
 
 
 def _streams_do_not_overlap(columns: Columns) -> None:

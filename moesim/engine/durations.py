@@ -32,7 +32,7 @@ class Durations:
             self.slowdown[straggler.rank] = straggler.slowdown
         self.even = self.jitter == 0 and not scenario.simulation.stragglers
         self.sample_of = _sample_plan(model, routed, step, streams)
-        self.tensor_group = _tensor_group(scenario.parallelism.tensor, self.ranks)
+        self.tensor_group = _tensor_group(scenario.parallelism.tensor // scenario.parallelism.expert_tensor, self.ranks)
 
     def together(self, operation: Operation, begin: Floats) -> Floats:
         """Begin of an operation whose collectives hold a tensor-parallel group together."""
@@ -88,5 +88,5 @@ def _sample_plan(model: StepModel, routed: RoutedWork | None, step: int, streams
 
 def _tensor_group(tensor: int, ranks: int) -> int:
     """Consecutive expert-parallel ranks that share a tensor-parallel group."""
-    size = min(tensor, ranks)
+    size = max(1, min(tensor, ranks))
     return size if ranks % size == 0 else 1

@@ -75,11 +75,7 @@ def observe(model: StepModel, steps: list[SimulatedStep], even_seconds: float | 
         for reason, seconds in step.waited.items():
             waited[reason] += seconds / len(steps)
         kinds, inverse = np.unique(step.columns["kind"], return_inverse=True)
-        # An exchange lasts until the slowest peer has come; anything else as long as its own work.
-        lasting = step.columns["end_mean"] - step.columns["begin_mean"]
-        exchanges = step.columns["stream"] == "communication"
-        seconds_each = np.where(exchanges, lasting, step.columns["busy_mean"])
-        sums = np.bincount(inverse, weights=seconds_each) / ranks / len(steps)
+        sums = np.bincount(inverse, weights=step.columns["busy_mean"]) / ranks / len(steps)
         for kind, seconds in zip(kinds.tolist(), sums.tolist(), strict=True):
             busy[kind] += seconds
     return Observed(tuple(step.seconds for step in steps), busy, waited, even_seconds)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from math import expm1, lgamma
 from typing import Literal
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from moesim.errors import InternalError
 from moesim.network.coefficients import law
+from moesim.routing.expected import hit_probabilities
 
 Floats = NDArray[np.float64]
 Direction = Literal["dispatch", "combine"]
@@ -82,39 +82,22 @@ class Choices:
     top_groups: int = 1
 
 
-@lru_cache(maxsize=1024)
-def distinct_places(choices: Choices, places: float) -> float:
-    """Expected number of distinct places a token goes to when the experts lie on `places` equal places."""
-    limited = choices.groups > 1 and choices.top_groups < choices.groups
-    if not limited:
-        return _hit(choices.experts, choices.top_k, places)
-    if places <= choices.groups:
-        return _hit(choices.groups, choices.top_groups, places)
-    inside = _hit(choices.experts / choices.groups, choices.top_k / choices.top_groups, places / choices.groups)
-    return min(float(choices.top_k), choices.top_groups * inside)
-
-
-def _hit(things: float, drawn: float, places: float) -> float:
-    """Distinct places hit by `drawn` of `things` things without repetition: P (1 - C(E - E/P, k) / C(E, k))."""
-    elsewhere = things - things / places
-    if elsewhere < drawn:
-        return places
-    return -places * expm1(_log_choose(elsewhere, drawn) - _log_choose(things, drawn))
-
-
-def _log_choose(things: float, drawn: float) -> float:
-    return lgamma(things + 1) - lgamma(drawn + 1) - lgamma(things - drawn + 1)
+@lru_cache(maxsize=256)
+def _hits(choices: Choices, ranks: int, ranks_per_domain: int) -> tuple[Floats, Floats]:
+    """Probability that a token reaches each rank [R] and each domain [N], experts spread contiguously over ranks."""
+    rank = np.arange(choices.experts) * ranks // choices.experts
+    groups = (choices.top_k, choices.groups, choices.top_groups)
+    domains = -(-ranks // ranks_per_domain)
+    return hit_probabilities(rank, ranks, *groups), hit_probabilities(rank // ranks_per_domain, domains, *groups)
 
 
 def balanced_demand(choices: Choices, ranks: int, ranks_per_domain: int, tokens: float) -> Demand:
     """The expected demand [R, R] of `tokens` tokens a rank under uniform routing, experts spread evenly over ranks."""
-    sizes = np.diff(np.append(np.arange(0, ranks, ranks_per_domain), ranks))
-    hits = [distinct_places(choices, ranks / size) * size / ranks for size in sizes.tolist()]
-    square = np.ones((ranks, ranks))
+    by_rank, by_domain = _hits(choices, ranks, ranks_per_domain)
     return Demand(
-        copies=square * (tokens * choices.top_k / ranks),
-        rank_tokens=square * (tokens * distinct_places(choices, ranks) / ranks),
-        domain_tokens=np.tile(tokens * np.array(hits), (ranks, 1)),
+        copies=np.full((ranks, ranks), tokens * choices.top_k / ranks),
+        rank_tokens=np.tile(tokens * by_rank, (ranks, 1)),
+        domain_tokens=np.tile(tokens * by_domain, (ranks, 1)),
         tokens=np.full(ranks, float(tokens)),
         ranks_per_domain=ranks_per_domain,
     )

@@ -21,7 +21,7 @@ def assemble(
 ) -> Result:
     """The result of one road."""
     scenario = model.scenario
-    memory = memory_parts(model, busiest_load(routed))
+    memory = memory_parts(model, routed)
     summary = Summary(model, routed, observed, memory)
     return Result(
         name=scenario.name,
@@ -36,13 +36,6 @@ def assemble(
         routing_columns=routing_columns(model, routed) if routed is not None else None,
         traffic=routed.traffic if routed is not None else None,
     )
-
-
-def busiest_load(routed: RoutedWork | None) -> float:
-    """Rows of the busiest rank over the mean, the most over layers and samples: memory must hold that."""
-    if routed is None:
-        return 1.0
-    return float((routed.rows.max(axis=-1) / np.maximum(routed.rows.mean(axis=-1), 1e-12)).max())
 
 
 def require_memory(scenario: Scenario, parts: dict[str, float]) -> None:

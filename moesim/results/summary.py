@@ -15,6 +15,7 @@ from moesim.costs import money
 from moesim.costs.compute import peak
 from moesim.costs.memory import coefficients as memory_coefficients
 from moesim.costs.memory import verdict
+from moesim.errors import InternalError
 from moesim.network.coefficients import law
 from moesim.provenance import Basis, Quantity, worst
 from moesim.scenario.scenario import Scenario
@@ -78,22 +79,30 @@ class Summary:
             "optimizer": waited.get("optimizer", 0.0),
             "pipeline bubble": waited.get("bubble", 0.0),
         }
+        if min(parts.values()) < -1e-6 * self.step_seconds:
+            raise InternalError(f"breakdown: a part is negative: {parts}")
         return {name: seconds for name, seconds in parts.items() if seconds > 1e-9 * self.step_seconds}
 
     @cached_property
     def _collectives(self) -> dict[str, float]:
         """Seconds of tensor- and context-parallel collectives inside compute operations, by operation."""
         prices, scenario = self.model.prices, self.scenario
-        layers = {"moe": scenario.model.layer_kinds.count("moe")}
-        layers["dense"] = scenario.model.layers - layers["moe"]
-        layers[scenario.model.layer_kinds[-1]] += scenario.model.mtp_layers
+        moe = len(self.model.routed_passes)
+        dense = scenario.model.layers + scenario.model.mtp_layers - moe
         share = scenario.microbatches / scenario.parallelism.pipeline
         forwards = 2.0 if self.model.recompute.everything else 1.0
-        found = {}
-        for kind, phases in prices.tensor_parallel.items():
-            where = {"attention": ("moe", "dense"), "dense": ("dense",), "experts": ("moe",)}[kind]
-            one = phases.forward * forwards + phases.backward + phases.weight
-            found[kind] = sum(layers[name] * one * prices.host_factor(name) for name in where if layers[name]) * share
+        found = dict.fromkeys(("attention", "dense", "experts"), 0.0)
+        for kind, layers in (("moe", moe), ("dense", dense)):
+            if not layers:
+                continue
+            times = layers * share * prices.host_factor(kind)
+            for name in ("attention", "dense") if kind == "dense" else ("attention",):
+                phases = prices.tensor_parallel[name]
+                found[name] += times * (forwards * phases.forward + phases.backward + phases.weight)
+            if kind == "moe" and self.routed is not None:
+                again = forwards + self.model.recompute.experts * (forwards == 1.0)
+                forward, backward = prices.expert_collectives(float(self.routed.rows.mean()))
+                found["experts"] += times * (again * float(forward) + float(backward))
         return found
 
     @cached_property
@@ -101,6 +110,15 @@ class Summary:
         gpu = self.scenario.cluster.gpu
         compute = worst([self.model.prices.rates.basis, gpu.basis("bf16", "fp8", "memory_bandwidth")])
         return {"compute": compute, "network": self.model.mover.even.basis if self._exchanges else "derived"}
+
+    @cached_property
+    def _collective_trust(self) -> tuple[Basis, float]:
+        """Basis and relative range of collectives: fitted on the GPUs and links of their fit, else assumed."""
+        fitted, gpu = law("collectives"), self.scenario.cluster.gpu
+        valid = fitted.valid
+        inside = gpu.generation in valid.get("generations", [gpu.generation])
+        inside = inside and gpu.scale_up_kind in valid.get("kinds", [gpu.scale_up_kind])
+        return (fitted.basis, fitted.band) if inside else ("assumed", max(fitted.band, fitted.band_elsewhere))
 
     @property
     def _exchanges(self) -> bool:
@@ -116,7 +134,7 @@ class Summary:
         bands = (
             self.model.prices.rates.band * compute,
             (self.model.mover.even.relative if self._exchanges else 0.0) * exchange,
-            law("collectives").band * collective,
+            self._collective_trust[1] * collective,
             self._sampling_seconds,
         )
         return float(np.sqrt(np.sum(np.square(bands))) / total)
@@ -170,10 +188,11 @@ class Summary:
 
     def _communication(self) -> dict[str, Quantity]:
         busy, waited = self.observed.busy, self.observed.waited
-        network, band = self._bases["network"], law("collectives").band
+        network, (collective, band) = self._bases["network"], self._collective_trust
         exchange_band = self.model.mover.even.relative if self._exchanges else 0.0
         once = self.model.data_parallel
-        sharded = sum(sum(rank.per_microbatch) for rank in once) * self.scenario.microbatches / len(once)
+        chunks = self.scenario.parallelism.virtual_pipeline
+        sharded = sum(sum(rank.a_slot) for rank in once) * self.scenario.microbatches * chunks / len(once)
         data = sum(rank.reduce + rank.gather for rank in once) / len(once) + sharded
         tensor = sum(self._collectives.values())
         exchange = sum(busy.get(kind, 0.0) for kind in EXCHANGED)
@@ -185,7 +204,10 @@ class Summary:
 
         found = {
             "communication_time": seconds(
-                exchange + data + tensor, max(exchange_band, band), network, "expert, data, tensor parallel"
+                max(exchange + data + tensor, exposed),
+                max(exchange_band, band),
+                network,
+                "expert, data, tensor parallel",
             ),
             "exposed_communication_time": seconds(
                 exposed, max(exchange_band, band), network, "waiting for slower ranks of the group included"
@@ -205,16 +227,18 @@ class Summary:
                     for kind in EXCHANGED
                 )
                 found[f"bytes_{name}_per_gpu"] = Quantity.exact(sent, "B", "mean over ranks", "derived")
-        found["data_parallel_time"] = seconds(data, band, "fitted", "gradient reduction and parameter gathering")
+        found["data_parallel_time"] = seconds(data, band, collective, "gradient reduction and parameter gathering")
         if tensor:
-            found["tensor_parallel_time"] = seconds(tensor, band, "fitted", "tensor- and context-parallel collectives")
+            found["tensor_parallel_time"] = seconds(
+                tensor, band, collective, "tensor- and context-parallel collectives"
+            )
         return found
 
     @property
     def _calls(self) -> dict[str, float]:
         """Dispatches and combines on one GPU in a step."""
         again = self.model.recompute.everything or self.model.recompute.experts
-        layers = len(self.model.moe_index) + self.scenario.model.mtp_layers
+        layers = len(self.model.routed_passes)
         each = (3 if again else 2) * layers * self.scenario.microbatches / self._stages
         return dict.fromkeys(EXCHANGED, float(each))
 

@@ -43,7 +43,7 @@ def hit_probabilities(
     inside = np.zeros((places, groups), dtype=np.int64)
     np.add.at(inside, (place, np.arange(E) * groups // E), 1)
     kinds, which = np.unique(np.sort(inside, axis=1), axis=0, return_inverse=True)
-    return np.array([hit_probability(kind.tolist(), E // groups, top_k, top_groups) for kind in kinds])[which]
+    return np.array([hit_probability(kind.tolist(), E // groups, top_k, top_groups) for kind in kinds])[which.ravel()]
 
 
 def distinct_places(places: int, experts: int, top_k: int, groups: int = 1, top_groups: int = 1) -> float:

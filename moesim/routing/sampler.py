@@ -15,7 +15,6 @@ from moesim.randomness import Streams
 from moesim.routing import _kernels
 from moesim.routing.capacity import CapacityRule
 from moesim.routing.counts import RoutingCounts
-from moesim.routing.expected import hit_probabilities
 from moesim.routing.loads import layer_weights, normalized
 from moesim.routing.routers import router as router_of
 from moesim.routing.routers.top_k import TopKRouter
@@ -99,27 +98,6 @@ class RoutingSampler:
         _kernels.draw_source(self._law, own, self._seed(layer, sample), rank, S, choices)
         return choices.reshape(self.tokens_per_rank, self.top_k)
 
-    def balanced(self) -> RoutingCounts:
-        """The counterfactual in which every expert gets the same rows: means, exact, for uniform routing.
-
-        A capacity below the even share shrinks all that is kept alike. Groups by "top2-sum" count as those by "max".
-        """
-        R, E, T = self.ranks, self.experts, float(self.tokens_per_rank)
-        share = self._kept_share()
-        groups = (self.top_k, self.router.groups, self.router.top_groups)
-        held = np.bincount(self.placement, minlength=R) / E
-        by_rank = hit_probabilities(self.placement, R, *groups)
-        by_domain = hit_probabilities(self.placement // self.ranks_per_domain, self.domains, *groups)
-        routed = np.full(E, R * T * self.top_k / E)
-        return RoutingCounts(
-            tokens=np.full(R, T),
-            copies=np.tile(held * T * self.top_k * share, (R, 1)),
-            rank_tokens=np.tile(by_rank * T * share, (R, 1)),
-            domain_tokens=np.tile(by_domain * T * share, (R, 1)),
-            expert_routed=routed,
-            expert_kept=routed * share,
-        )
-
     def _seed(self, layer: int, sample: int) -> np.uint64:
         return np.uint64(self.streams.integer(f"routing/layer{layer}/sample{sample}/tokens"))
 
@@ -136,11 +114,6 @@ class RoutingSampler:
             last = min(first + step, R)
             tilts = generator.standard_normal(((last - first) * S, self.experts))
             yield _kernels.Span(first, last, T, S), normalized(np.log(popularity) + tilt * tilts)
-
-    def _kept_share(self) -> float:
-        rows, whole_group, _ = self._limit
-        even = self.tokens_per_rank * self.top_k / self.experts * (self.ranks if whole_group else 1)
-        return 1.0 if rows < 0 or rows >= even else rows / even
 
 
 def race_law(router: TopKRouter) -> _kernels.Law:

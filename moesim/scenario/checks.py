@@ -105,7 +105,11 @@ def schedule_runs(scenario: Scenario) -> Iterator[Problem]:
             f"dualpipe needs an even pipeline ({stages}) and an even number of microbatches ({batches}), at least"
             f" {2 * stages}",
         )
-    layers = scenario.model.layers + scenario.model.mtp_layers
+    if kind == "gpipe" and scenario.overlap.expert_communication:
+        yield Problem(
+            "overlap.expert_communication", "gpipe runs no forward beside a backward; use 1f1b or dualpipe, or false"
+        )
+    layers = scenario.model.layers
     # The first and the last virtual stage may hold the embedding or the head alone.
     if layers + 2 * (stages > 1) < stages * chunks:
         yield Problem(
@@ -121,6 +125,8 @@ def pipeline_layout_is_whole(scenario: Scenario) -> Iterator[Problem]:
     where = "stack_options.pipeline_layout"
     if len(layout) != scenario.virtual_stages:
         yield Problem(where, f"lists {len(layout)} virtual stages, the scenario has {scenario.virtual_stages}")
+    if 0 in layout[1:-1]:
+        yield Problem(where, "only the first and the last virtual stage may be without a layer")
     if sum(layout) != scenario.model.layers:
         yield Problem(where, f"adds up to {sum(layout)} layers, the model has {scenario.model.layers}")
 

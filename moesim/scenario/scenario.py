@@ -41,7 +41,7 @@ class Scenario(Spec):
     placement: PlacementSpec = PlacementSpec()
     dispatcher: DispatcherSpec = DispatcherSpec()
     overlap: OverlapSpec = OverlapSpec()
-    recompute: Recompute = "selective"
+    recompute: Recompute = "none"
     stack: str = "auto"
     stack_options: StackOptions = StackOptions()
     simulation: SimulationSpec = SimulationSpec()
@@ -51,13 +51,13 @@ class Scenario(Spec):
     def data_parallel(self) -> int:
         """Replicas of the attention part: gpus / (tensor x pipeline x context)."""
         layout = self.parallelism
-        return self.cluster.gpus // (layout.tensor * layout.pipeline * layout.context)
+        return max(1, self.cluster.gpus // (layout.tensor * layout.pipeline * layout.context))
 
     @cached_property
     def expert_data_parallel(self) -> int:
         """Replicas of each expert: gpus / (expert x expert_tensor x pipeline)."""
         layout = self.parallelism
-        return self.cluster.gpus // (layout.expert * layout.expert_tensor * layout.pipeline)
+        return max(1, self.cluster.gpus // (layout.expert * layout.expert_tensor * layout.pipeline))
 
     @cached_property
     def microbatches(self) -> int:
@@ -97,6 +97,13 @@ class Scenario(Spec):
         if self.schedule.kind != "auto":
             return self.schedule.kind
         return "interleaved-1f1b" if self.parallelism.virtual_pipeline > 1 else "1f1b"
+
+    @cached_property
+    def recomputed_modules(self) -> tuple[RecomputeModule, ...]:
+        """Modules that run again in the backward; `selective` is core attention. Full recompute is not a module."""
+        if isinstance(self.recompute, tuple):
+            return self.recompute
+        return ("core_attn",) if self.recompute == "selective" else ()
 
     @cached_property
     def virtual_stages(self) -> int:

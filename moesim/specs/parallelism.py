@@ -36,8 +36,8 @@ class ScheduleSpec(Spec):
 
 
 class OverlapSpec(Spec):
-    """Which communication may run beside compute."""
+    """Which communication may run beside compute. Tensor-parallel overlap is `stack_options.user_buffers`."""
 
     expert_communication: bool = False
     data_parallel: bool = True
-    tensor_parallel: bool = False
+    tensor_parallel: Literal[False] = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moesim.costs.compute import coefficients
-from moesim.network.collectives import all_gather, reduce_scatter
+from moesim.network.collectives import Use, all_gather, reduce_scatter
 from moesim.network.topology import group
 from moesim.scenario.scenario import Scenario
 from moesim.specs import parameters
@@ -25,21 +25,37 @@ class Held:
 class DataParallel:
     """Once a step on one pipeline rank: seconds of the gradient reduction, of the parameter gathering, of the update.
 
-    `exposed_share`: the least share of each collective that no compute hides. `per_microbatch`: seconds of gathering
-    and reducing that full sharding repeats for every microbatch, forward and backward.
+    `exposed_share`: the least share of each collective that no compute hides. `a_slot`: seconds of the gathering
+    (forward) and of the gathering and reduction (backward) that full sharding repeats for every slot.
     """
 
     reduce: float
     gather: float
     optimizer: float
     exposed_share: float
-    per_microbatch: tuple[float, float]
+    a_slot: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """Ranks that hold the same parameters: of the dense part and of one expert."""
+
+    dense: int
+    expert: int
+
+
+def replicas(scenario: Scenario) -> Replicas:
+    """Over how many ranks gradients are summed. DualPipe holds every chunk twice, on mirrored pipeline ranks."""
+    copies = 2 if scenario.schedule_kind == "dualpipe" and scenario.parallelism.pipeline > 1 else 1
+    dense = scenario.data_parallel * scenario.parallelism.context
+    return Replicas(dense * copies, scenario.expert_data_parallel * copies)
 
 
 def held_parameters(scenario: Scenario, chunks: tuple[Chunk, ...], device: int) -> Held:
     """Parameters that one GPU of a pipeline rank stores, before any data-parallel sharding."""
     model, layout = scenario.model, scenario.parallelism
     dense = expert = 0.0
+    tables: list[bool] = []
     for index in chunks_on(scenario, device):
         chunk = chunks[index]
         kinds = [model.layer_kinds[layer] for layer in chunk.layers] + [model.layer_kinds[-1]] * chunk.mtp_layers
@@ -49,43 +65,47 @@ def held_parameters(scenario: Scenario, chunks: tuple[Chunk, ...], device: int) 
         dense += moe * (parameters.shared_expert_parameters(model) + model.d_model * model.n_experts)
         dense += moe * model.dense_beside_experts * parameters.dense_ffn_parameters(model)
         expert += moe * model.n_experts * parameters.expert_parameters(model)
-        table = model.d_model * model.vocab
-        dense += table * (chunk.embedding + (chunk.head and not (model.tied_embeddings and chunk.embedding)))
+        dense += chunk.mtp_layers * 2 * model.d_model**2
+        tables += [chunk.embedding, chunk.head]
+    shared_table = model.tied_embeddings and all(any(tables[end::2]) for end in (0, 1))
+    dense += model.d_model * model.vocab * (sum(tables) - shared_table)
     return Held(dense / layout.tensor, expert / (layout.expert * layout.expert_tensor) if expert else 0.0)
 
 
-def data_parallel(scenario: Scenario, held: Held) -> DataParallel:
-    """Times of one pipeline rank. Law: ring reduce-scatter of gradients, ring all-gather of bf16 parameters."""
-    layout, sharding = scenario.parallelism, scenario.parallelism.data_sharding
-    dense_ranks = scenario.data_parallel * layout.context
-    expert_ranks = scenario.expert_data_parallel
+def data_parallel(scenario: Scenario, held: Held, chunks: int) -> DataParallel:
+    """Times of one pipeline rank that holds `chunks` chunks.
+
+    Law: ring reduce-scatter of gradients, ring all-gather of bf16 parameters, at the efficiency of full sharding's
+    smaller messages where parameters are sharded too.
+    """
+    layout, sharding, ranks = scenario.parallelism, scenario.parallelism.data_sharding, replicas(scenario)
     gradient = 4.0 if scenario.precision.gradients == "fp32" else 2.0
-    dense_net = group(scenario.cluster, dense_ranks, stride=layout.tensor)
-    expert_net = group(scenario.cluster, expert_ranks, stride=layout.expert * layout.expert_tensor)
     factor, data = time_factor(scenario.stack, scenario.model.kernels), coefficients()
-
-    def both(operation: object, size: float) -> float:
-        call = all_gather if operation == "gather" else reduce_scatter
-        seconds = 0.0
-        for net, ranks, count in ((dense_net, dense_ranks, held.dense), (expert_net, expert_ranks, held.expert)):
-            if ranks > 1 and count:
-                payload = count * size
-                seconds += float(call(net, payload / ranks if operation == "gather" else payload))
-        return seconds * factor
-
-    reduce, gather = both("reduce", gradient), both("gather", 2.0)
-    shards = 1 if sharding == "none" else dense_ranks
-    expert_shards = 1 if sharding == "none" else expert_ranks
-    local = held.dense / shards + held.expert / expert_shards
-    update = data["optimizer_bytes"] * local / (data["memory_efficiency"] * scenario.cluster.gpu.memory_bandwidth)
     full = sharding == "full"
-    return DataParallel(
-        reduce=0.0 if full else reduce + (both("gather", gradient) if sharding == "none" else 0.0),
-        gather=0.0 if full or sharding == "none" else gather,
-        optimizer=(update + data["optimizer_seconds"]) * factor,
-        exposed_share=data["data_parallel_exposed"] if scenario.overlap.data_parallel else 1.0,
-        per_microbatch=(gather, gather + both("reduce", 2.0)) if full else (0.0, 0.0),
+    groups = (
+        (group(scenario.cluster, ranks.dense, stride=layout.tensor), held.dense),
+        (group(scenario.cluster, ranks.expert, stride=layout.expert * layout.expert_tensor), held.expert),
     )
+
+    def gathered(size: float) -> float:
+        use: Use = "fsdp" if full else "step"
+        return factor * sum(all_gather(net, count * size / net.ranks, use) for net, count in groups if count)
+
+    def reduced(size: float) -> float:
+        use: Use = "fsdp" if full else "step"
+        return factor * sum(reduce_scatter(net, count * size, use) for net, count in groups if count)
+
+    shards = Replicas(1, 1) if sharding == "none" else ranks
+    local = held.dense / shards.dense + held.expert / shards.expert
+    update = data["optimizer_bytes"] * local / (data["memory_efficiency"] * scenario.cluster.gpu.memory_bandwidth)
+    share = data["data_parallel_exposed"] if scenario.overlap.data_parallel else 1.0
+    seconds = (update + data["optimizer_seconds"]) * factor
+    if full:
+        ahead = gathered(2.0) / chunks
+        return DataParallel(0.0, 0.0, seconds, share, (ahead, ahead + reduced(gradient) / chunks))
+    if sharding == "none":
+        return DataParallel(reduced(gradient) + gathered(gradient), 0.0, seconds, share, (0.0, 0.0))
+    return DataParallel(reduced(gradient), gathered(2.0), seconds, share, (0.0, 0.0))
 
 
 def exposed(duration: float, hidden_behind: float, share: float) -> float:

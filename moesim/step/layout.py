@@ -67,14 +67,6 @@ def head_in_layers(scenario: Scenario) -> float:
     return model.d_model * model.vocab / max(1.0, attention_parameters(model) + ffn)
 
 
-def device_of(scenario: Scenario, chunk: int, microbatch: int) -> int:
-    """The pipeline rank on which a chunk of a microbatch runs; DualPipe sends the second half from the other end."""
-    stages = scenario.parallelism.pipeline
-    if scenario.schedule_kind == "dualpipe" and microbatch >= scenario.microbatches // 2:
-        return stages - 1 - chunk
-    return chunk % stages
-
-
 def chunks_on(scenario: Scenario, device: int) -> tuple[int, ...]:
     """The chunks whose weights a pipeline rank holds."""
     stages = scenario.parallelism.pipeline

@@ -2,38 +2,51 @@
 
 from __future__ import annotations
 
-from moesim.costs.memory import Shards, coefficients, state_bytes, token_layer_bytes
+from moesim.costs.memory import Shards, Split, coefficients, state_bytes, token_layer_bytes
 from moesim.scenario.scenario import Scenario
+from moesim.step.data_parallel import replicas
 from moesim.step.layout import Chunk
 from moesim.step.model import StepModel
+from moesim.step.routed import RoutedWork
 from moesim.step.schedules import Slot
 
 
-def memory_parts(model: StepModel, rank_load: float) -> dict[str, float]:
-    """Bytes by part on the fullest GPU; `rank_load` is the busiest rank's rows over the mean."""
+def memory_parts(model: StepModel, routed: RoutedWork | None) -> dict[str, float]:
+    """Bytes by part on the fullest GPU of the step."""
     devices = range(model.scenario.parallelism.pipeline)
-    return max((_device(model, device, rank_load) for device in devices), key=lambda parts: sum(parts.values()))
+    return max((_device(model, device, routed) for device in devices), key=lambda parts: sum(parts.values()))
 
 
-def _device(model: StepModel, device: int, rank_load: float) -> dict[str, float]:
-    scenario, held = model.scenario, model.held[device]
+def _device(model: StepModel, device: int, routed: RoutedWork | None) -> dict[str, float]:
+    scenario, held, ranks = model.scenario, model.held[device], replicas(model.scenario)
     parts: dict[str, float] = {}
-    states = (
-        ("", held.dense, scenario.data_parallel * scenario.parallelism.context),
-        ("expert ", held.expert, scenario.expert_data_parallel),
-    )
-    for prefix, count, ranks in states:
-        found = state_bytes(count, _shards(scenario, ranks), scenario.precision)
+    for prefix, count, copies in (("", held.dense, ranks.dense), ("expert ", held.expert, ranks.expert)):
+        found = state_bytes(count, _shards(scenario, copies), scenario.precision)
         parts.update({prefix + name: size for name, size in found.items() if size})
-    parts["activations"] = _activations(model, device, rank_load)
+    kept, most = _rows_per_token(model, device, routed)
+    parts["activations"] = _activations(model, device, kept)
     head = any(chunk.head for chunk in (model.chunks[index] for index in _chunks(model, device)))
     if head and scenario.model.vocab:
         logits = scenario.tokens_per_rank * scenario.model.vocab * coefficients()["logit_bytes"]
         parts["logits"] = float(logits)
     if scenario.model.is_moe and scenario.parallelism.expert > 1:
-        parts["dispatch buffers"] = _buffers(model, rank_load)
+        copy = model.mover.payload
+        parts["dispatch buffers"] = float(scenario.tokens_per_rank * most * (copy.dispatch + copy.combine))
     parts["libraries and fragmentation"] = float(coefficients()["fixed_bytes"])
     return parts
+
+
+def _rows_per_token(model: StepModel, device: int, routed: RoutedWork | None) -> tuple[float, float]:
+    """Rows that the busiest rank computes for each of its own tokens: mean over what it keeps, and the most at once.
+
+    Kept activations are those of many microbatches and all layers of the pipeline rank; a buffer is one layer's.
+    """
+    if routed is None:
+        return 0.0, 0.0
+    layers = {layer for index in _chunks(model, device) for layer in model.chunks[index].layers}
+    places = [place for layer, place in model.moe_index.items() if layer in layers] or [0]
+    rows = routed.rows[places] / model.scenario.tokens_per_rank
+    return float(rows.mean(axis=(0, 1)).max()), float(rows.max())
 
 
 def _chunks(model: StepModel, device: int) -> set[int]:
@@ -49,13 +62,13 @@ def _shards(scenario: Scenario, ranks: int) -> Shards:
     )
 
 
-def _activations(model: StepModel, device: int, rank_load: float) -> float:
+def _activations(model: StepModel, device: int, rows: float) -> float:
     """The most that microbatches in flight keep at once, walking the rank's slots in order."""
     scenario = model.scenario
-    chosen = scenario.recompute
-    modules = frozenset(chosen) if isinstance(chosen, tuple) else frozenset({chosen})
-    rows = scenario.model.top_k * rank_load
-    token = token_layer_bytes(scenario.model, scenario.precision, rows, modules)
+    modules = frozenset({"full"} if scenario.recompute == "full" else scenario.recomputed_modules)
+    layout = scenario.parallelism
+    split = Split(layout.expert_tensor, 1 if layout.sequence_parallel else layout.tensor)
+    token = token_layer_bytes(scenario.model, scenario.precision, rows, modules, split)
     kinds = scenario.model.layer_kinds
     layers = sum(len(model.chunks[index].layers) for index in _chunks(model, device))
     kept = max(0.0, 1.0 - scenario.stack_options.offload_layers / layers) if layers else 1.0
@@ -79,10 +92,3 @@ def _peak(slots: tuple[Slot, ...], size: dict[int, float]) -> float:
         if slot.backward is not None:
             held -= size[slot.backward.chunk]
     return most
-
-
-def _buffers(model: StepModel, rank_load: float) -> float:
-    """Receive buffer of a dispatch and send buffer of a combine, sized for the busiest rank."""
-    scenario = model.scenario
-    rows = scenario.tokens_per_rank * scenario.model.top_k * rank_load
-    return float(rows * (model.mover.payload.dispatch + model.mover.payload.combine))

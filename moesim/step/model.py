@@ -38,13 +38,14 @@ class StepModel:
     @cached_property
     def prices(self) -> Prices:
         """Routing-independent prices; SMs that the dispatcher holds are lost to compute where the two overlap."""
-        return Prices(self.scenario, self.mover.busy_multiprocessors if self.overlaps else 0)
+        return Prices(self.scenario, self.mover.busy_multiprocessors if self.overlaps else 0, self.overlaps)
 
     @cached_property
     def overlaps(self) -> bool:
-        """Whether exchanges run beside compute."""
+        """Whether exchanges run beside compute: wanted, possible in the schedule, and there are any."""
         scenario = self.scenario
-        return scenario.overlap.expert_communication and scenario.model.is_moe and scenario.parallelism.expert > 1
+        wanted = scenario.overlap.expert_communication and scenario.schedule_kind != "gpipe"
+        return wanted and scenario.model.is_moe and scenario.parallelism.expert > 1
 
     @cached_property
     def chunks(self) -> tuple[Chunk, ...]:
@@ -67,7 +68,7 @@ class StepModel:
     def recompute(self) -> Recompute:
         """Which forward operations run again."""
         chosen = self.scenario.recompute
-        return Recompute(everything=chosen == "full", experts=isinstance(chosen, tuple) and "moe" in chosen)
+        return Recompute(everything=chosen == "full", experts="moe" in self.scenario.recomputed_modules)
 
     def operations(self, slot: Slot) -> tuple[Operation, ...]:
         """The operations of one slot, in issue order."""
@@ -96,7 +97,10 @@ class StepModel:
     @cached_property
     def data_parallel(self) -> tuple[DataParallel, ...]:
         """Once-a-step collectives and the update of each pipeline rank."""
-        return tuple(data_parallel(self.scenario, held) for held in self.held)
+        devices = range(self.scenario.parallelism.pipeline)
+        return tuple(
+            data_parallel(self.scenario, self.held[device], len(chunks_on(self.scenario, device))) for device in devices
+        )
 
     @cached_property
     def compute_seconds(self) -> tuple[tuple[float, float], ...]:
@@ -122,12 +126,17 @@ class StepModel:
         """Seconds for which full sharding's gathering (and, in the backward, reduction) outlasts a slot's compute."""
         if self.scenario.parallelism.data_sharding != "full":
             return 0.0
-        forward, backward = self.data_parallel[stage].per_microbatch
-        share = self.data_parallel[stage].exposed_share
-        chunks = self.scenario.parallelism.virtual_pipeline
-        ahead, back = (seconds / chunks for seconds in self.compute_seconds[stage])
-        wait = exposed(forward / chunks, ahead, share) if slot.forward else 0.0
-        return wait + (exposed(backward / chunks, back, share) if slot.backward else 0.0)
+        once = self.data_parallel[stage]
+        slots = self.scenario.parallelism.virtual_pipeline
+        ahead, back = (seconds / slots for seconds in self.compute_seconds[stage])
+        wait = exposed(once.a_slot[0], ahead, once.exposed_share) if slot.forward else 0.0
+        return wait + (exposed(once.a_slot[1], back, once.exposed_share) if slot.backward else 0.0)
+
+    @cached_property
+    def routed_passes(self) -> tuple[int, ...]:
+        """The MoE layers that a microbatch passes, MTP modules counted as the last layer once more."""
+        last = self.scenario.model.layers - 1
+        return (*self.moe_index, *[last] * (self.scenario.model.mtp_layers if last in self.moe_index else 0))
 
     @cached_property
     def moe_index(self) -> dict[int, int]:

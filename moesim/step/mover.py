@@ -15,7 +15,7 @@ from moesim.step.stack import time_factor
 @dataclass(frozen=True)
 class Mover:
     """A dispatcher on its network. `factor`: how much longer the software
-    stack takes; `even`: its times at perfectly balanced routing; `reason`: why it was chosen."""
+    stack takes; `even`: its times at perfectly balanced routing, of `even_demand`; `reason`: why it was chosen."""
 
     dispatcher: Dispatcher
     network: GroupNetwork
@@ -24,6 +24,7 @@ class Mover:
     network_model: str
     factor: float
     even: ExchangeTimes
+    even_demand: Demand
     reason: str
 
     @property
@@ -71,4 +72,4 @@ def mover(scenario: Scenario) -> Mover:
     even = chosen.times(demand, network, copy, multiprocessors, scenario.simulation.network)
     factor = time_factor(scenario.stack, model.kernels)
     network_model = scenario.simulation.network
-    return Mover(chosen, network, copy, multiprocessors, network_model, factor, scaled(even, factor), reason)
+    return Mover(chosen, network, copy, multiprocessors, network_model, factor, scaled(even, factor), demand, reason)

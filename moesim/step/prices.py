@@ -54,20 +54,19 @@ class RowPrice:
     flops: float
     weight_elements: float
     memory_seconds: float
-    collective_seconds: float
 
 
 class Prices:
     """Seconds of every operation that does not depend on routing, and the price of routed rows."""
 
-    def __init__(self, scenario: Scenario, busy_multiprocessors: int) -> None:
-        self.scenario = scenario
+    def __init__(self, scenario: Scenario, busy_multiprocessors: int, overlaps: bool) -> None:
+        self.scenario, self.overlaps = scenario, overlaps
         self.model: ModelSpec = scenario.model
         self.rates = compute.rates(scenario.cluster.gpu, scenario.precision.compute, busy_multiprocessors)
         self.data = compute.coefficients()
         self.stack_factor = time_factor(scenario.stack, scenario.model.kernels)
         self.tokens = float(scenario.tokens_per_rank)
-        self.modules = scenario.recompute if isinstance(scenario.recompute, tuple) else ()
+        self.modules = scenario.recomputed_modules
 
     def _products(self, flops: float, rate: float, again: bool = False) -> Phases:
         """Matrix products: one unit forward, one for input gradients, one for weight gradients."""
@@ -75,9 +74,10 @@ class Prices:
         return Phases(seconds, seconds * (2 if again else 1), seconds)
 
     def _passes(self, elements: float, passes: float, again: float = 0.0) -> Phases:
-        """Memory-bound work; twice the forward in the backward, three quarters of it with the input gradients."""
+        """Memory-bound work; `again`: the share of the forward that the backward repeats."""
         seconds = compute.passes_seconds(elements, passes, self.rates)
-        return Phases(seconds, seconds * (1.5 + again), seconds * 0.5)
+        backward = self.data["passes_backward"]
+        return Phases(seconds, seconds * (backward["inputs"] + again), seconds * backward["weights"])
 
     @cached_property
     def attention(self) -> Phases:
@@ -90,9 +90,8 @@ class Prices:
         scores = self.scores
         score_backward = scores * (self.data["score_backward"] + ("core_attn" in self.modules))
         width = model.d_model + model.qkv_width
-        memory = self._passes(
-            self.tokens * blocks * width, self.data["attention_passes"], again=0.15 * ("layernorm" in self.modules)
-        )
+        again = self.data["recomputed_passes"]["layernorm"] * ("layernorm" in self.modules)
+        memory = self._passes(self.tokens * blocks * width, self.data["attention_passes"], again)
         return products.plus(Phases(scores, score_backward, 0.0)).plus(memory)
 
     @cached_property
@@ -119,7 +118,7 @@ class Prices:
         work = 2 * self.tokens * parameters.dense_ffn_parameters(self.model)
         width = self.model.d_model + 2 * (self.model.d_ff_dense or 0)
         products = self._products(work, self.rates.gemm, again="mlp" in self.modules)
-        return products.plus(self._passes(self.tokens * width, self.data["attention_passes"] / 2))
+        return products.plus(self._passes(self.tokens * width, self.data["dense_passes"]))
 
     @cached_property
     def shared(self) -> Phases:
@@ -137,8 +136,10 @@ class Prices:
 
     @cached_property
     def head(self) -> Phases:
-        """The output projection, bf16."""
-        return self._products(2 * self.tokens * self.model.d_model * self.model.vocab, self.rates.bf16_gemm)
+        """One use of the output projection, bf16, with its share of the MTP modules' input projections."""
+        model = self.model
+        wide = model.vocab + 2 * model.d_model * model.mtp_layers / (1 + model.mtp_layers)
+        return self._products(2 * self.tokens * model.d_model * wide, self.rates.bf16_gemm) if model.vocab else NOTHING
 
     @cached_property
     def row(self) -> RowPrice:
@@ -149,24 +150,41 @@ class Prices:
             passes *= self.data["fused_expert_passes"]
         elements = parameters.expert_parameters(model) / split
         memory = compute.passes_seconds(model.d_model + 2 * (model.d_ff_expert or 0) / split, passes, self.rates)
-        collective = 0.0
+        return RowPrice(2 * elements, elements, memory)
+
+    def experts(self, rows: Floats, active: Floats | None = None) -> tuple[Floats, Floats, Floats]:
+        """Forward, backward and weight seconds [...] of a rank's experts from rows of each local expert [..., E].
+
+        `active` [..., E]: the probability that an expert has a row at all, where rows are expectations.
+        """
+        factor = self.host_factor("moe")
+        forward, backward, weight = self._experts(rows, active)
+        return forward * factor, backward * factor, weight * factor
+
+    def _experts(self, rows: Floats, active: Floats | None = None) -> tuple[Floats, Floats, Floats]:
+        """The same before the host and the stack stretch it."""
+        price, passes, shared = self.row, self.data["passes_backward"], self.shared
+        products = compute.experts_seconds(rows, price.flops, price.weight_elements, self.rates, active)
+        total = rows.sum(axis=-1)
+        memory, collective = total * price.memory_seconds, self.expert_collectives(total)
+        again = self.data["recomputed_passes"]["moe_act"] * ("moe_act" in self.modules)
+        forward = products + memory + shared.forward + collective[0]
+        backward = products + (passes["inputs"] + again) * memory + shared.backward + collective[1]
+        return forward, backward, products + passes["weights"] * memory + shared.weight
+
+    def expert_collectives(self, total: Floats | float) -> tuple[Floats, Floats]:
+        """Forward and backward seconds [...] of collectives inside the expert operation, for `total` rows [...].
+
+        Rows are gathered and summed over the expert-tensor group; what stands beside the experts is tensor parallel.
+        """
+        split = self.scenario.parallelism.expert_tensor
+        beside = self.tensor_parallel["experts"]
+        routed = np.zeros_like(np.asarray(total, dtype=np.float64))
         if split > 1:
             net = group(self.scenario.cluster, split)
-            per_row = 1e6 * 2.0 * model.d_model  # a million rows, so that latency does not enter a row's price
-            collective = (all_gather(net, per_row / split) + reduce_scatter(net, per_row)) / 1e6
-        return RowPrice(2 * elements, elements, memory, collective)
-
-    def experts(self, rows: Floats) -> tuple[Floats, Floats, Floats]:
-        """Forward, backward and weight seconds [...] of a rank's experts from rows of each local expert [..., E]."""
-        price = self.row
-        products = compute.experts_seconds(rows, price.flops, price.weight_elements, self.rates)
-        total = rows.sum(axis=-1)
-        memory, collective = total * price.memory_seconds, total * price.collective_seconds
-        again = 0.2 * ("moe_act" in self.modules)
-        factor, shared = self.host_factor("moe"), self.shared
-        forward = products + memory + collective + shared.forward
-        backward = products + (1.5 + again) * memory + collective + shared.backward
-        return forward * factor, backward * factor, (products + 0.5 * memory + shared.weight) * factor
+            size = np.asarray(total, dtype=np.float64) * 2.0 * self.model.d_model
+            routed = np.asarray(all_gather(net, size / split) + reduce_scatter(net, size))
+        return routed + beside.forward, routed + beside.backward
 
     @cached_property
     def tensor_parallel(self) -> dict[str, Phases]:
@@ -178,9 +196,11 @@ class Prices:
             block = 2.0 * self.scenario.tokens_per_replica * self.model.d_model
             one = (all_gather(net, block / layout.tensor) + reduce_scatter(net, block)) / 2
             one *= data["user_buffers"] if self.scenario.stack_options.user_buffers else 1.0
-        pair = Phases(2 * one, 2 * one * data["backward"], 0.0)
+        calls = data["collectives_a_block"]
+        pair = Phases(calls * one, calls * one * data["backward"], 0.0)
         ring = self._context_ring()
-        shared = pair if parameters.shared_expert_parameters(self.model) else NOTHING
+        beside = parameters.shared_expert_parameters(self.model) or self.model.dense_beside_experts
+        shared = pair if beside else NOTHING
         return {"attention": pair.plus(Phases(ring, 2 * ring, 0.0)), "dense": pair, "experts": shared}
 
     def _context_ring(self) -> float:
@@ -198,7 +218,8 @@ class Prices:
         host, options = self.data["host"], self.scenario.stack_options
         issue = host["moe_layer"] if kind == "moe" else host["dense_layer"]
         issue *= host["graphs"][options.cuda_graphs]
-        if kind == "moe" and self.scenario.overlap.expert_communication:
+        issue *= host["generations"].get(self.scenario.cluster.gpu.generation, 1.0)
+        if kind == "moe" and self.overlaps:
             issue *= host["overlap"]
         gpu = self._layer_seconds(kind)
         stretched = compute.smooth_max(gpu, issue, host["exponent"])
@@ -209,11 +230,7 @@ class Prices:
         seconds = self.attention.total + self.tensor_parallel["attention"].total
         if kind != "moe":
             return seconds + self.dense.total + self.tensor_parallel["dense"].total
-        price, model = self.row, self.model
-        rows = self.tokens * model.top_k * self.scenario.parallelism.expert_tensor
-        products = rows * price.flops / self.rates.grouped_gemm
-        routed = 3 * (products + rows * price.memory_seconds) + 2 * rows * price.collective_seconds
-        return seconds + self.router.total + routed + self.shared.total + self.tensor_parallel["experts"].total
+        return seconds + self.router.total + sum(float(part) for part in self._experts(self._even_rows))
 
     def local(self, kind: str, layer_kind: str) -> Phases:
         """Seconds of a routing-independent operation with its collectives, in a layer of the given kind."""
@@ -249,9 +266,14 @@ class Prices:
 
     @cached_property
     def _even_experts(self) -> Phases:
+        return Phases(*(float(part) for part in self.experts(self._even_rows)))
+
+    @cached_property
+    def _even_rows(self) -> Floats:
+        """Rows of each local expert at even load."""
         local_experts = self.model.n_experts // self.scenario.parallelism.expert
         copies = self.tokens * self.scenario.parallelism.expert_tensor * self.model.top_k
-        return Phases(*(float(part) for part in self.experts(np.full(local_experts, copies / local_experts))))
+        return np.full(local_experts, copies / local_experts)
 
     @cached_property
     def hop(self) -> float:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.errors import InternalError
 from moesim.network.demand import Demand
 from moesim.network.dispatchers import ExchangeTimes
 from moesim.placement import expert_rank
@@ -54,8 +55,9 @@ class Exchange:
 
 @dataclass(frozen=True)
 class RoutedWork:
-    """Everything that depends on routing. Seconds and rows are [L, S, R], tokens of experts [L, S, E]; `layers_alike`:
-    all layers and samples are the same."""
+    """Everything that depends on routing. Seconds and rows are [L, S, R], tokens of experts [L, S, E]; `needed`: bytes
+    [L, S] that a dispatch must bring to other ranks, one copy a (token, rank); `layers_alike`: all layers and samples
+    are the same."""
 
     dispatch: Exchange
     combine: Exchange
@@ -66,6 +68,7 @@ class RoutedWork:
     expert_routed: NDArray[Any]
     expert_kept: NDArray[Any]
     traffic: Floats
+    needed: Floats
     layers_alike: bool = False
 
     def seconds(self, place: tuple[int, int] | slice, phase: str, deferred: bool) -> Floats:
@@ -123,6 +126,7 @@ class _Layer:
     routed: NDArray[Any]
     kept: NDArray[Any]
     traffic: Floats
+    needed: Floats
 
 
 def _price_layer(model: StepModel, counts: list[RoutingCounts]) -> _Layer:
@@ -131,10 +135,20 @@ def _price_layer(model: StepModel, counts: list[RoutingCounts]) -> _Layer:
     each = model.scenario.tokens_stood_for
     kept = each * np.stack([count.expert_kept for count in counts])
     rows = model.computed_rows(kept).reshape(len(counts), model.scenario.parallelism.expert, -1)
-    traffic = demand.rank_tokens.mean(axis=0) * model.mover.payload.dispatch
-    np.fill_diagonal(traffic, 0.0)
+    _require_all_copies(model, counts)
+    bytes_between = demand.rank_tokens * model.mover.payload.dispatch
+    bytes_between *= 1.0 - np.eye(demand.ranks)
     routed = each * np.stack([count.expert_routed for count in counts])
-    return _Layer(model.mover.times(demand), model.prices.experts(rows), rows.sum(axis=-1), routed, kept, traffic)
+    times, seconds, traffic = model.mover.times(demand), model.prices.experts(rows), bytes_between.mean(axis=0)
+    return _Layer(times, seconds, rows.sum(axis=-1), routed, kept, traffic, bytes_between.sum(axis=(-2, -1)))
+
+
+def _require_all_copies(model: StepModel, counts: list[RoutingCounts]) -> None:
+    """Every kept copy is on its way to exactly one rank, and stands in the books of exactly one expert."""
+    for count in counts:
+        moved, kept = int(count.copies.sum()), int(count.expert_kept.sum())
+        if moved != kept:
+            raise InternalError(f"routing: {moved} copies are moved, {kept} are computed")
 
 
 def even_work(model: StepModel) -> RoutedWork | None:
@@ -146,8 +160,13 @@ def even_work(model: StepModel) -> RoutedWork | None:
     routed = np.full(spec.n_experts, scenario.copies_per_group / spec.n_experts)
     kept = np.minimum(routed, model.capacity_rows)
     rows = model.computed_rows(kept).reshape(ranks, -1)
-    padded = padded_demand(model, 1)
-    times = model.mover.even if padded is None else model.mover.times(padded)
+    demand = padded_demand(model, 1)
+    share = float(kept.sum() / routed.sum())
+    if demand is None and share < 1.0:
+        even = model.mover.even_demand
+        places = (even.copies * share, even.rank_tokens * share, even.domain_tokens * share)
+        demand = Demand(*places, even.tokens, even.ranks_per_domain)
+    times = model.mover.even if demand is None else model.mover.times(demand)
 
     def every(values: Floats) -> Floats:
         return np.broadcast_to(values.reshape(1, 1, -1), (layers, 1, values.size))
@@ -157,11 +176,12 @@ def even_work(model: StepModel) -> RoutedWork | None:
         return Exchange(float(port.latency), **{name: every(getattr(port, name)) for name in PORT_ARRAYS})
 
     forward, backward, weight = (every(seconds) for seconds in model.prices.experts(rows))
-    traffic = np.full((ranks, ranks), float(routed.sum()) / ranks**2 * model.mover.payload.dispatch)
-    np.fill_diagonal(traffic, 0.0)
+    traffic = (demand or model.mover.even_demand).rank_tokens.reshape(ranks, ranks) * model.mover.payload.dispatch
+    traffic = traffic * (1.0 - np.eye(ranks))
     sums = every(rows.sum(axis=-1))
     there, back = exchange("dispatch"), exchange("combine")
-    return RoutedWork(there, back, forward, backward, weight, sums, every(routed), every(kept), traffic, True)
+    needed = np.full((layers, 1), traffic.sum())
+    return RoutedWork(there, back, forward, backward, weight, sums, every(routed), every(kept), traffic, needed, True)
 
 
 def padded_demand(model: StepModel, batch: int) -> Demand | None:
@@ -216,8 +236,11 @@ def _stack(found: list[_Layer]) -> RoutedWork:
         expert_routed=np.stack([layer.routed for layer in found]).astype(np.int64),
         expert_kept=np.stack([layer.kept for layer in found]).astype(np.int64),
         traffic=np.mean([layer.traffic for layer in found], axis=0),
+        needed=np.stack([layer.needed for layer in found]),
     )
 
 
 def _cores() -> int:
-    return min(8, os.cpu_count() or 1)
+    """Cores that this process may use."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, allowed)

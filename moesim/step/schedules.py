@@ -55,10 +55,18 @@ def order(kind: str, stages: int, chunks: int, microbatches: int, paired: bool) 
         return tuple(_one_forward_one_backward(stage, stages, microbatches, paired) for stage in range(stages))
     if kind == "interleaved-1f1b":
         return tuple(_interleaved(stage, stages, chunks, microbatches, paired) for stage in range(stages))
-    return tuple(
+    found = tuple(
         tuple(Slot(*(Work(*work) if work else None for work in slot)) for slot in slots)
         for slots in dualpipe(stages, microbatches)
     )
+    return found if paired else tuple(tuple(one for slot in slots for one in _apart(slot)) for slots in found)
+
+
+def _apart(slot: Slot) -> tuple[Slot, ...]:
+    """A pair as a forward and then a backward, each alone."""
+    if slot.forward is None or slot.backward is None:
+        return (slot,)
+    return Slot(forward=slot.forward), Slot(backward=slot.backward, weight=slot.weight)
 
 
 def _gpipe(stage: int, microbatches: int) -> tuple[Slot, ...]:
