@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 
 import moesim
-from moesim.closed_form.run import even_step_seconds
 from moesim.engine.conservation import check_routing, check_step
 from moesim.engine.run import draw_routing
 from moesim.engine.simulation import simulate_step
 from moesim.errors import InternalError
 from moesim.randomness import Streams
 from moesim.step.model import StepModel
-from moesim.step.routed import even_work
+from moesim.step.routed import RoutedWork, even_work, price_layers, routing_sampler
 
 BASE: dict[str, Any] = {
     "model": {
@@ -101,7 +100,8 @@ def test_skew_costs_time_and_balance_is_the_counterfactual() -> None:
     assert skewed["step_time"].value > uniform["step_time"].value
     even = skewed["step_time"].value - skewed["skew_time"].value
     assert even == pytest.approx(uniform["step_time"].value - uniform["skew_time"].value)
-    assert even == pytest.approx(even_step_seconds(StepModel(scenario())))
+    model = StepModel(scenario())
+    assert even == pytest.approx(simulate_step(model, even_work(model), 0, Streams(0)).seconds, rel=1e-9)
 
 
 def test_the_ideal_network_is_never_slower() -> None:
@@ -158,3 +158,40 @@ def test_operations_carry_bytes_and_rows() -> None:
     assert (dispatch.bytes_out == 0).all()  # eight ranks share one domain
     per_gpu = frame[frame.kind.isin(["dispatch", "combine"])].bytes_up.sum() / 32
     assert result.summary["bytes_scale_up_per_gpu"].value == pytest.approx(per_gpu, rel=0.01)
+
+
+def draw_unchecked(model: StepModel) -> RoutedWork:
+    return price_layers(model, routing_sampler(model).sample, 1)
+
+
+def test_a_wrong_count_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Experts that skip rows, or traffic that leaves tokens behind, break conservation."""
+    model = StepModel(scenario())
+    honest = type(model).computed_rows
+    monkeypatch.setattr(type(model), "computed_rows", lambda self, kept: 0.5 * honest(self, kept))
+    work = draw_unchecked(model)
+    monkeypatch.undo()
+    with pytest.raises(InternalError, match="rows computed"):
+        check_routing(model, work)
+    work = draw_unchecked(model)
+    check_routing(model, work)
+    with pytest.raises(InternalError, match="fewer bytes"):
+        check_routing(model, replace(work, needed=work.needed * 1.1))
+
+
+def test_dualpipe_without_overlap_exposes_its_exchanges() -> None:
+    exposed = {}
+    for wanted in (True, False):
+        chosen = scenario(
+            schedule="dualpipe", overlap={"expert_communication": wanted}, stack_options={"cuda_graphs": "full"}
+        )
+        result = moesim.estimate(chosen)
+        exposed[wanted] = result.summary["exposed_communication_time"].value
+    assert exposed[True] < 0.8 * exposed[False]
+
+
+def test_parts_add_up_with_every_kind_of_parallelism() -> None:
+    layout = {"tensor": 4, "context": 2, "pipeline": 2, "expert": 4, "expert_tensor": 2}
+    result = moesim.simulate(scenario(parallelism=layout), even_if_infeasible=True)
+    assert sum(result.breakdown.values()) == pytest.approx(result.summary["step_time"].value, rel=1e-6)
+    assert result.breakdown["tensor and context parallel"] > 0

@@ -16,7 +16,8 @@ def test_all_names_are_bound_and_nothing_else() -> None:
     assert sorted(moesim.__all__) == moesim.__all__
     assert set(moesim.__all__) == set(moesim._DOORS)
     for name in moesim.__all__:
-        assert getattr(moesim, name).__name__ == name or callable(getattr(moesim, name))
+        assert getattr(moesim, name) is vars(moesim)[name]
+        assert callable(getattr(moesim, name))
 
 
 def test_unknown_name_is_an_attribute_error() -> None:

@@ -47,6 +47,11 @@ LAYOUTS = [
         "routing": {"load": "uniform", "capacity": {"factor": 1.25, "pad": True}},
     },
     {"parallelism": {"pipeline": 1, "expert": 1}},
+    {"parallelism": {"pipeline": 8, "expert": 8, "data_sharding": "full"}, "overlap": {"data_parallel": False}},
+    {"parallelism": {"pipeline": 4, "expert": 8, "data_sharding": "full"}, "schedule": "dualpipe"},
+    {"parallelism": {"pipeline": 2, "expert": 16}, "routing": {"capacity": {"factor": 0.5, "dialect": "megablocks"}}},
+    {"parallelism": {"pipeline": 2, "expert": 16}, "routing": {"capacity": {"factor": 0.5, "dialect": "megatron"}}},
+    {"parallelism": {"pipeline": 2, "expert": 32}, "workload": {"sequence_length": 32, "global_batch": 512}},
 ]
 
 

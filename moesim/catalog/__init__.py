@@ -2,6 +2,7 @@
 
 from moesim.catalog.loader import (
     OVERLAY_VARIABLE,
+    calibration,
     derive,
     kinds,
     load,
@@ -10,4 +11,4 @@ from moesim.catalog.loader import (
     raw,
 )
 
-__all__ = ["OVERLAY_VARIABLE", "derive", "kinds", "load", "names", "not_modelled", "raw"]
+__all__ = ["OVERLAY_VARIABLE", "calibration", "derive", "kinds", "load", "names", "not_modelled", "raw"]

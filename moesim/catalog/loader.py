@@ -60,6 +60,16 @@ def load(kind: str, name: str) -> SourcedSpec:
     return _SPECS[kind].model_validate({"name": name, **raw(kind, name)})
 
 
+def calibration(name: str) -> Entry:
+    """A calibration, shared and not to be changed; read again only where the overlay folder is another one."""
+    return _cached_calibration(name, os.environ.get(OVERLAY_VARIABLE))
+
+
+@lru_cache(maxsize=64)
+def _cached_calibration(name: str, overlay: str | None) -> Entry:
+    return raw("calibrations", name)
+
+
 def names(kind: str) -> tuple[str, ...]:
     """All names of a kind, sorted, the overlay's included."""
     return tuple(sorted({name for path in _files(kind) for name in _names_in(path)}))

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
 from moesim.network.demand import Demand
+from moesim.network.dispatchers import PortTimes
 from moesim.randomness import Streams
 from moesim.routing.capacity import CapacityRule
 from moesim.routing.loads import layer_weights
 from moesim.step.model import StepModel
-from moesim.step.routed import PORT_ARRAYS, Exchange, RoutedWork, padded_demand
+from moesim.step.routed import PORT_ARRAYS, RoutedWork, padded_demand
 
 Floats = NDArray[np.float64]
 _PRICED_LAYERS = 8
@@ -134,7 +135,7 @@ def _source_shares(model: StepModel, routed: Floats) -> Floats:
     return shares
 
 
-def _exchanges(model: StepModel, rank_rows: Floats, sources: Floats) -> tuple[Exchange, Exchange, Floats]:
+def _exchanges(model: StepModel, rank_rows: Floats, sources: Floats) -> tuple[PortTimes, PortTimes, Floats]:
     """Dispatch and combine priced for evenly spaced layers; the layers between take the nearest one's."""
     layers = len(rank_rows)
     count = min(layers, max(1, min(_PRICED_LAYERS, (1 << 18) // rank_rows.shape[1] ** 2)))
@@ -144,10 +145,10 @@ def _exchanges(model: StepModel, rank_rows: Floats, sources: Floats) -> tuple[Ex
     demand = _demand(model, rank_rows[chosen], sources[chosen]) if padded is None else padded
     times = model.mover.times(demand)
 
-    def one(direction: str) -> Exchange:
+    def one(direction: str) -> PortTimes:
         port = getattr(times, direction)
         arrays = {name: getattr(port, name)[nearest][:, None, :] for name in PORT_ARRAYS}
-        return Exchange(float(port.latency), **arrays)
+        return PortTimes(float(port.latency), **arrays)
 
     traffic = demand.rank_tokens.mean(axis=0) * model.mover.payload.dispatch
     np.fill_diagonal(traffic, 0.0)
@@ -159,14 +160,17 @@ def _demand(model: StepModel, rank_rows: Floats, sources: Floats) -> Demand:
     `rank_rows` [B, R]."""
     scenario, even, layout = model.scenario, model.mover.even_demand, model.scenario.parallelism
     tokens = float(scenario.tokens_per_rank)
-    share = rank_rows / (layout.expert_tensor * tokens * layout.expert)  # copies a token to each rank
+    mean_share = rank_rows / (layout.expert_tensor * tokens * layout.expert)  # copies a token to each rank
+    alike = sources[:, :1] if np.all(sources == 1.0) else sources
+    share = alike[:, :, None] * mean_share[:, None, :]
     starts = np.arange(0, layout.expert, even.ranks_per_domain)
-    hit_rank = _hit(share, even.copies[0] / tokens, even.rank_tokens[0] / tokens)
-    domain_share, even_share = np.add.reduceat(share, starts, axis=-1), np.add.reduceat(even.copies[0] / tokens, starts)
-    hit_domain = _hit(domain_share, even_share, even.domain_tokens[0] / tokens)
+    even_copies = even.copies[0] / tokens
+    hit_rank = _hit(share, even_copies, even.rank_tokens[0] / tokens)
+    domain_share, even_domain = np.add.reduceat(share, starts, axis=-1), np.add.reduceat(even_copies, starts)
+    hit_domain = _hit(domain_share, even_domain, even.domain_tokens[0] / tokens)
 
     def spread(hits: Floats) -> Floats:
-        return tokens * sources[:, :, None] * hits[:, None, :]
+        return np.broadcast_to(tokens * hits, (len(hits), layout.expert, hits.shape[-1]))
 
     home = np.full(layout.expert, tokens)
     return Demand(spread(share), spread(hit_rank), spread(hit_domain), home, even.ranks_per_domain)

@@ -13,13 +13,14 @@ from collections import defaultdict
 from moesim.closed_form.expected import expected_work
 from moesim.closed_form.pipeline import Schedule, critical_path, kinds
 from moesim.closed_form.slots import Leg, Reach, SlotTime, evaluate
+from moesim.network.dispatchers import PortTimes
 from moesim.results.assemble import assemble
 from moesim.results.result import Result
 from moesim.results.summary import Observed
 from moesim.step.data_parallel import exposed
 from moesim.step.model import StepModel
 from moesim.step.operations import EXCHANGES, Operation
-from moesim.step.routed import Exchange, RoutedWork, even_work
+from moesim.step.routed import RoutedWork, even_work
 from moesim.step.schedules import Slot
 
 
@@ -127,7 +128,7 @@ class _Legs:
             leg = self.known[key] = Leg(seconds, seconds)
         return leg
 
-    def _exchange(self, kind: str, exchange: Exchange) -> None:
+    def _exchange(self, kind: str, exchange: PortTimes) -> None:
         busiest, mean = exchange.busiest.mean(axis=1).tolist(), exchange.mean.mean(axis=1).tolist()
         for layer, place in self.model.moe_index.items():
             leg = Leg(busiest[place], mean[place])

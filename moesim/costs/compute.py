@@ -7,7 +7,6 @@ returns seconds. T tokens of a rank, E local experts.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,10 +22,9 @@ Floats = NDArray[np.float64]
 _BYTES = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "fp8-block": 1.03, "mxfp8": 1.03, "nvfp4": 0.5625}
 
 
-@lru_cache(maxsize=1)
 def coefficients() -> dict[str, Any]:
     """The calibration "training-compute"."""
-    return catalog.raw("calibrations", "training-compute")
+    return catalog.calibration("training-compute")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ Source: physics of the training step, memory line; coefficients in catalog calib
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from moesim import catalog
@@ -14,10 +13,9 @@ from moesim.specs.model import ModelSpec
 from moesim.specs.workload import PrecisionSpec
 
 
-@lru_cache(maxsize=1)
 def coefficients() -> dict[str, Any]:
     """The calibration "memory"."""
-    return catalog.raw("calibrations", "memory")
+    return catalog.calibration("memory")
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.network.dispatchers import PortTimes
 from moesim.randomness import Streams
 from moesim.step.model import StepModel
 from moesim.step.operations import EXCHANGES, Operation
-from moesim.step.routed import Exchange, RoutedWork
+from moesim.step.routed import RoutedWork
 from moesim.step.schedules import Slot
 
 Floats = NDArray[np.float64]
@@ -59,7 +60,7 @@ class Durations:
 
     def _exchange(self, slot: Slot, operation: Operation, begin: Floats) -> tuple[Floats, Floats]:
         """Own sends out, and everything meant for the rank arrived from the group's slowest begin."""
-        exchange: Exchange = getattr(self.routed, operation.kind)
+        exchange: PortTimes = getattr(self.routed, operation.kind)
         place = self.place(slot, operation)
         send, receive = exchange.send[place], exchange.receive[place]
         sent = begin + (exchange.latency + send)

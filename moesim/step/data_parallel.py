@@ -102,7 +102,8 @@ def data_parallel(scenario: Scenario, held: Held, chunks: int) -> DataParallel:
     seconds = (update + data["optimizer_seconds"]) * factor
     if full:
         ahead = gathered(2.0) / chunks
-        return DataParallel(0.0, 0.0, seconds, share, (ahead, ahead + reduced(gradient) / chunks))
+        # Full sharding reduces every microbatch's gradients as they come, in bf16.
+        return DataParallel(0.0, 0.0, seconds, share, (ahead, ahead + reduced(2.0) / chunks))
     if sharding == "none":
         return DataParallel(reduced(gradient) + gathered(gradient), 0.0, seconds, share, (0.0, 0.0))
     return DataParallel(reduced(gradient), gathered(2.0), seconds, share, (0.0, 0.0))

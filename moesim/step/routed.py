@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from moesim.errors import InternalError
 from moesim.network.demand import Demand
-from moesim.network.dispatchers import ExchangeTimes
+from moesim.network.dispatchers import ExchangeTimes, PortTimes
 from moesim.placement import expert_rank
 from moesim.randomness import Streams
 from moesim.routing.counts import RoutingCounts
@@ -29,38 +29,15 @@ PORT_ARRAYS = ("send", "receive", "bytes_up", "bytes_out", "received_up", "recei
 
 
 @dataclass(frozen=True)
-class Exchange:
-    """One direction of the expert all-to-all: seconds a rank's sends and receives take, bytes it sends. [L, S, R]."""
-
-    latency: float
-    send: Floats
-    receive: Floats
-    bytes_up: Floats
-    bytes_out: Floats
-    received_up: Floats
-    received_out: Floats
-
-    @property
-    def busiest(self) -> Floats:
-        """Seconds [L, S] from a common begin to the last rank's end."""
-        longest: Floats = np.maximum(self.send, self.receive).max(axis=-1)
-        return self.latency + longest
-
-    @property
-    def mean(self) -> Floats:
-        """Seconds [L, S] of the mean rank's own work."""
-        mean: Floats = np.maximum(self.send, self.receive).mean(axis=-1)
-        return self.latency + mean
-
-
-@dataclass(frozen=True)
 class RoutedWork:
-    """Everything that depends on routing. Seconds and rows are [L, S, R], tokens of experts [L, S, E]; `needed`: bytes
-    [L, S] that a dispatch must bring to other ranks, one copy a (token, rank); `layers_alike`: all layers and samples
-    are the same."""
+    """Everything that depends on routing. Exchanges, seconds and rows are [L, S, R], tokens of experts [L, S, E].
 
-    dispatch: Exchange
-    combine: Exchange
+    `needed`: bytes [L, S] that a dispatch must bring to other ranks, one copy a (token, rank); `layers_alike`: all
+    layers and samples are the same.
+    """
+
+    dispatch: PortTimes
+    combine: PortTimes
     forward: Floats
     backward: Floats
     weight: Floats
@@ -171,9 +148,9 @@ def even_work(model: StepModel) -> RoutedWork | None:
     def every(values: Floats) -> Floats:
         return np.broadcast_to(values.reshape(1, 1, -1), (layers, 1, values.size))
 
-    def exchange(direction: str) -> Exchange:
+    def exchange(direction: str) -> PortTimes:
         port = getattr(times, direction)
-        return Exchange(float(port.latency), **{name: every(getattr(port, name)) for name in PORT_ARRAYS})
+        return PortTimes(float(port.latency), **{name: every(getattr(port, name)) for name in PORT_ARRAYS})
 
     forward, backward, weight = (every(seconds) for seconds in model.prices.experts(rows))
     traffic = (demand or model.mover.even_demand).rank_tokens.reshape(ranks, ranks) * model.mover.payload.dispatch
@@ -220,10 +197,10 @@ def _home_tokens(model: StepModel) -> Floats:
 def _stack(found: list[_Layer]) -> RoutedWork:
     """All layers side by side."""
 
-    def exchange(direction: str) -> Exchange:
+    def exchange(direction: str) -> PortTimes:
         ports = [getattr(layer.times, direction) for layer in found]
         arrays = {name: np.stack([getattr(port, name) for port in ports]) for name in PORT_ARRAYS}
-        return Exchange(float(ports[0].latency), **arrays)
+        return PortTimes(float(ports[0].latency), **arrays)
 
     forward, backward, weight = (np.stack(parts) for parts in zip(*(layer.experts for layer in found), strict=True))
     return RoutedWork(

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
-from functools import lru_cache
 from typing import Any
 
 from moesim import catalog
 
 
-@lru_cache(maxsize=1)
 def _stacks() -> dict[str, Any]:
-    return catalog.raw("calibrations", "stacks")
+    return catalog.calibration("stacks")
 
 
 def nearest(name: str) -> str:

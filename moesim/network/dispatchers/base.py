@@ -62,6 +62,11 @@ class PortTimes:
         """Seconds [...] from a common begin to the last rank's end."""
         return np.asarray(self.latency + np.maximum(self.send, self.receive).max(axis=-1))
 
+    @property
+    def mean(self) -> Floats:
+        """Seconds [...] of the mean rank's own work."""
+        return np.asarray(self.latency + np.maximum(self.send, self.receive).mean(axis=-1))
+
 
 @dataclass(frozen=True)
 class ExchangeTimes:
