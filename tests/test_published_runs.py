@@ -56,6 +56,11 @@ def test_published_throughput(predictions: list[tuple[dict[str, Any], moesim.Res
     assert np.quantile(error, 0.9) < 0.16
     assert abs(np.mean(said / measured) - 1) < 0.05
     assert spearmanr(said, measured).statistic > 0.98
+    inside = [
+        result.summary["tokens_per_second_per_gpu"].low <= rate <= result.summary["tokens_per_second_per_gpu"].high
+        for _, result, rate in known
+    ]
+    assert 0.85 < np.mean(inside) < 0.97  # the range stated with every answer holds 90 %
 
 
 def test_published_runs_fit(predictions: list[tuple[dict[str, Any], moesim.Result, float]]) -> None:

@@ -126,13 +126,13 @@ class Summary:
 
     @cached_property
     def _step_band(self) -> float:
-        """Relative range of the step time: each part's range by its share of the step, and the routing samples'."""
+        """Relative range of the step time: that of whole steps under this calibration, and what exchanges and routing
+        samples add to it by their share of the step."""
         parts, total = self.breakdown(), self.step_seconds
         exchange = parts.get("exposed dispatch", 0.0) + parts.get("exposed combine", 0.0)
         collective = parts.get("data parallel", 0.0) + parts.get("tensor and context parallel", 0.0)
-        compute = total - exchange - collective
         bands = (
-            self.model.prices.rates.band * compute,
+            self.model.prices.rates.band * total,
             (self.model.mover.even.relative if self._exchanges else 0.0) * exchange,
             self._collective_trust[1] * collective,
             self._sampling_seconds,
