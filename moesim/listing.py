@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from rich.table import Table
@@ -31,7 +32,7 @@ def entry(kind: str, name: str) -> dict[str, Any]:
     if kind == "dispatchers":
         if name not in DISPATCHERS:
             raise UnknownNameError("dispatcher", name, DISPATCHERS)
-        return {"name": name, "law": " ".join((DISPATCHERS[name].__class__.__module__ and _summary(name)).split())}
+        return {"name": name, "law": " ".join(_summary(name).split())}
     if kind not in _kinds():
         raise UnknownNameError("catalog kind", kind, _kinds())
     found = {"name": name, **catalog.raw(kind, name)}
@@ -46,7 +47,7 @@ def table(rows: Rows, kind: str | None) -> Table:
     """Rows as a table."""
     drawn = Table(title=kind or "catalog", box=None, header_style="bold")
     for column in rows[0] if rows else ():
-        drawn.add_column(column.replace("_", " "), overflow="fold")
+        drawn.add_column(column.replace("_", " "), overflow="fold", no_wrap=column == "name")
     for row in rows:
         drawn.add_row(*(str(value) for value in row.values()))
     return drawn
@@ -65,8 +66,8 @@ def _names(kind: str) -> tuple[str, ...]:
 
 
 def _summary(name: str) -> str:
-    module = __import__(DISPATCHERS[name].__class__.__module__, fromlist=["__doc__"])
-    return (module.__doc__ or "").split("\n\n")[0]
+    """The first paragraph of the law's own description."""
+    return (sys.modules[type(DISPATCHERS[name]).__module__].__doc__ or "").split("\n\n")[0]
 
 
 def _row(kind: str, name: str) -> dict[str, Any]:
@@ -96,7 +97,11 @@ def _row(kind: str, name: str) -> dict[str, Any]:
         profile = catalog.load("profiles", name)
         skew = f"zipf {profile.zipf}" if profile.zipf is not None else f"log-normal {profile.log_normal or 0}"
         return {"name": name, "popularity": skew, "sequence_tilt": profile.sequence_tilt, "note": profile.note}
-    return {"name": name}
+    entry = catalog.raw(kind, name)
+    if kind == "calibrations":
+        source = entry.get("source", {})
+        return {"name": name, "basis": source.get("basis", "-"), "fitted_on": source.get("where", "-")}
+    return {"name": name, **{key: str(value) for key, value in entry.items() if key != "sources"}}
 
 
 def _model_row(name: str, model: ModelSpec) -> dict[str, Any]:

@@ -179,4 +179,17 @@ def _router(resolved: Document, found: list[Problem]) -> None:
 
 def to_yaml(document: Document) -> str:
     """The document as YAML that reads back to itself."""
-    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)
+    return str(yaml.dump(document, Dumper=_Readable, sort_keys=False, allow_unicode=True, width=120))
+
+
+class _Readable(yaml.SafeDumper):
+    """Writes repeated values out, and an empty key as any other."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """No anchors."""
+        return True
+
+    def check_simple_key(self) -> bool:
+        """The key '' fits on its line."""
+        empty = isinstance(self.event, yaml.ScalarEvent) and self.event.value == ""
+        return empty or bool(super().check_simple_key())

@@ -1,4 +1,4 @@
-"""DeepEP's normal kernels: two hops, one copy a distinct place, moved by a fixed number of SMs. Law 2.
+"""DeepEP's normal kernels: two hops, one copy a distinct place, moved by a fixed number of SMs.
 
 X is the largest of the NIC's, the NVLink port's and the SMs' seconds; the SMs spend a time on every token and move
 every copy at a rate each.

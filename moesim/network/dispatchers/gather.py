@@ -1,4 +1,4 @@
-"""All-gather of every rank's tokens before the experts, reduce-scatter of their outputs after. Law 1's rings.
+"""All-gather of every rank's tokens before the experts, reduce-scatter of their outputs after. Rings.
 
 Every rank gets every token, wanted or not: what it costs does not depend on routing.
 """

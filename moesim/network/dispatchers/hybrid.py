@@ -1,4 +1,4 @@
-"""HybridEP, and any other tuned two-hop kernel known by datasheets alone. Law 5: law 2 without SM and root terms."""
+"""HybridEP, and any other tuned two-hop kernel known by datasheets alone. The law of DeepEP's kernels without SM and root terms."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Plain all-to-all: one copy for every (token, expert) pair, straight to its rank, no de-duplication.
 
-Law 1 of NCCL's kernels inside a domain and across domains; the same shape, assumed, on PCIe, xGMI and torus links.
+The law of NCCL's kernels inside a domain and across domains; the same shape, assumed, on PCIe, xGMI and torus links.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One-sided stores inside a single NVLink domain: a rank writes one copy of a token to every distinct rank. Law 4."""
+"""One-sided stores inside a single NVLink domain: a rank writes one copy of a token to every distinct rank."""
 
 from __future__ import annotations
 
