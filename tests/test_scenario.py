@@ -160,6 +160,17 @@ def test_all_problems_are_told_together() -> None:
     assert {"cluster.gpus", "cluster.fabrics", "workload.global_batch", "overlap.data_parallel"} <= set(found)
 
 
+def test_a_name_that_is_unknown_is_told_once() -> None:
+    assert set(complaints(changed("model", "mixtral-8x7"))) == {"model"}
+    assert set(complaints(changed("routing.load", "uniformm"))) == {"routing.load"}
+
+
+def test_one_mistake_inside_an_alternative_is_told_once() -> None:
+    found = complaints(changed("routing.capacity", {"factor": 1.25, "dialect": "swich"}))
+    assert set(found) == {"routing.capacity.dialect"}
+    assert "nearest: switch" in found["routing.capacity.dialect"]
+
+
 def test_an_empty_mapping_says_what_is_required() -> None:
     found = complaints({})
     assert "required" in found["model"]

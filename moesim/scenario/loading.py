@@ -48,13 +48,18 @@ def from_document(
     try:
         scenario = Scenario.model_validate(resolved)
     except ValidationError as error:
-        named = {problem.where for problem in found}
-        found.extend(problem for problem in explain(error, Scenario) if problem.where not in named)
+        told = tuple(problem.where for problem in found)
+        found.extend(problem for problem in explain(error, Scenario) if not _inside(problem.where, told))
         raise ScenarioError(found, where) from error
     found.extend(cross_field_problems(scenario))
     if found:
         raise ScenarioError(found, where)
     return scenario
+
+
+def _inside(where: str, told: tuple[str, ...]) -> bool:
+    """Whether a place, or one that holds it, has been complained about already."""
+    return any(where == place or where.startswith(f"{place}.") for place in told)
 
 
 def override_key(document: Document, expression: str) -> Document:

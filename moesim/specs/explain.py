@@ -40,7 +40,9 @@ def explain(error: ValidationError, model: type[BaseModel]) -> Iterator[Problem]
         if text not in seen[where]:
             seen[where].append(text)
     for where, texts in seen.items():
-        yield Problem(where, "; or ".join(texts))
+        # Where one alternative of a union fails inside, the others' complaint that it is there at all says nothing.
+        if not any(other.startswith(f"{where}.") for other in seen):
+            yield Problem(where, "; or ".join(texts))
 
 
 def _what(item: Any, owner: type[BaseModel] | None) -> str:

@@ -1,4 +1,4 @@
-"""HybridEP, and any other tuned two-hop kernel known by datasheets alone. The law of DeepEP's kernels without SM and root terms."""
+"""HybridEP, and any other tuned two-hop kernel known by datasheets alone: DeepEP's law without SM and root terms."""
 
 from __future__ import annotations
 
