@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -100,7 +101,7 @@ def compare(
 
     _console().print(comparison_table(comparison))
     for why in comparison.explanations:
-        _console().print(why.sentence, highlight=False)
+        _console().print(why.sentence)
 
 
 @app.command()
@@ -127,6 +128,10 @@ def check(scenario: ScenarioFile, settings: Settings = None, as_json: AsJson = F
         if not as_json:
             raise
         problems = [{"where": problem.where, "what": problem.what} for problem in error.problems]
+    except errors.UserError as error:
+        if not as_json:
+            raise
+        problems = [{"where": str(scenario), "what": str(error)}]
     except errors.InfeasibleError as error:
         if not as_json:
             raise
@@ -184,7 +189,7 @@ def _show_result(result: Result, as_json: bool) -> None:
 
     console = _console()
     if result.question:
-        console.print(result.question, style="bold", highlight=False)
+        console.print(errors.shorten(result.question, 500), style="bold")
     console.print(table.summary_table(result))
     console.print(table.breakdown_table(result))
     console.print(table.memory_table(result))
@@ -195,7 +200,14 @@ def _show_result(result: Result, as_json: bool) -> None:
 def _console() -> Any:
     from rich.console import Console
 
-    return Console()
+    class Plain(Console):
+        """Takes no markup from the user's text, and leaves quietly when nobody reads on."""
+
+        def on_broken_pipe(self) -> None:
+            """As any other command: no message."""
+            raise BrokenPipeError
+
+    return Plain(markup=False, emoji=False, highlight=False)
 
 
 def _print_json(data: Any) -> None:
@@ -247,8 +259,12 @@ def main() -> NoReturn:
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
     except BrokenPipeError:
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except OSError as error:
+        code = _fail(error, f"cannot write the answer: {error.strerror or error}", errors.UserError.exit_code, debug)
+    except MemoryError as error:
+        code = _fail(error, "this scenario needs more memory than this machine has", errors.UserError.exit_code, debug)
     except Exception as error:  # noqa: BLE001 - the last resort: our bug, reported as such
         what = f"{type(error).__name__}: {error}"
         code = _fail(error, f"internal error, please report it (run again with --debug): {what}", 70, debug)

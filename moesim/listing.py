@@ -9,6 +9,7 @@ from rich.table import Table
 
 from moesim import catalog
 from moesim.errors import UnknownNameError
+from moesim.network.coefficients import law
 from moesim.network.dispatchers import DISPATCHERS
 from moesim.specs.model import ModelSpec
 from moesim.specs.parameters import count
@@ -32,7 +33,10 @@ def entry(kind: str, name: str) -> dict[str, Any]:
     if kind == "dispatchers":
         if name not in DISPATCHERS:
             raise UnknownNameError("dispatcher", name, DISPATCHERS)
-        return {"name": name, "law": " ".join(_summary(name).split())}
+        fitted = {"nccl-all-to-all": "nccl-domain", "all-gather-reduce-scatter": "nccl-domain"}.get(name, name)
+        data = law(fitted).data
+        told: dict[str, Any] = {key: data[key] for key in ("source", "residual", "valid") if key in data}
+        return {"name": name, "law": " ".join(_summary(name).split()), **told}
     if kind not in _kinds():
         raise UnknownNameError("catalog kind", kind, _kinds())
     found = {"name": name, **catalog.raw(kind, name)}

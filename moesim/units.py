@@ -23,17 +23,18 @@ def _table(symbols: dict[str, float], prefixes: dict[str, float]) -> dict[str, f
     return {prefix + symbol: scale * size for symbol, scale in symbols.items() for prefix, size in prefixes.items()}
 
 
+_SI = {"": 1.0}  # text that is a plain number: YAML reads 80e9 as text
 _TIME = {**_table({"s": 1.0}, {"": 1.0, **_SMALL}), "min": 60.0, "h": 3600.0, "d": 86400.0, "days": 86400.0}
 _BYTES = _table({"B": 1.0, "b": 0.125, "bit": 0.125}, {**_DECIMAL, **_BINARY})
 _WORK = _table({"FLOP": 1.0, "FLOPs": 1.0}, _DECIMAL)
 UNITS: dict[str, dict[str, float]] = {
-    "B": _BYTES,
-    "B/s": {f"{unit}{per}": scale for unit, scale in _BYTES.items() for per in ("/s", "ps")},
-    "s": _TIME,
-    "FLOP": _WORK,
-    "FLOP/s": {**{f"{unit}/s": scale for unit, scale in _WORK.items()}, **_table({"FLOPS": 1.0}, _DECIMAL)},
-    "W": _table({"W": 1.0}, {**_DECIMAL, "m": 1e-3}),
-    "J": {**_table({"J": 1.0}, _DECIMAL), **_table({"Wh": 3600.0}, _DECIMAL)},
+    "B": {**_BYTES, **_SI},
+    "B/s": {**{f"{unit}{per}": scale for unit, scale in _BYTES.items() for per in ("/s", "ps")}, **_SI},
+    "s": {**_TIME, **_SI},
+    "FLOP": {**_WORK, **_SI},
+    "FLOP/s": {**{f"{unit}/s": scale for unit, scale in _WORK.items()}, **_table({"FLOPS": 1.0}, _DECIMAL), **_SI},
+    "W": {**_table({"W": 1.0}, {**_DECIMAL, "m": 1e-3}), **_SI},
+    "J": {**_SI, **_table({"J": 1.0}, _DECIMAL), **_table({"Wh": 3600.0}, _DECIMAL)},
     "token": {**_table({"token": 1.0, "tokens": 1.0, "": 1.0}, {**_DECIMAL, "B": 1e9}), "": 1.0},
     "$": {"$": 1.0, "k$": 1e3, "M$": 1e6, "USD": 1.0, "": 1.0},
     "$/h": {"$/h": 1.0, "USD/h": 1.0, "": 1.0},
@@ -117,23 +118,24 @@ def _digits(number: float) -> str:
 
 
 def _quantity(dimension: str, low: float, high: float) -> Any:
-    """A pydantic field type: text or number in, SI float out, inside (low, high]."""
+    """A pydantic field type: text or number in, SI float out, from low to high (above 0 where low is 0)."""
 
     def read(value: object) -> float:
         number = parse(value, dimension)
-        if not low < number <= high:
-            raise UnitError(f"must be above {low:g} and at most {high:g} {dimension}, got {shorten(value)}")
+        if not low <= number <= high or number <= 0:
+            least = f"at least {low:g}" if low else "above 0"
+            raise UnitError(f"must be {least} and at most {high:g} {dimension}, got {shorten(value)}")
         return number
 
     return Annotated[float, BeforeValidator(read)]
 
 
-# The upper ends are sanity bounds: a thousand times beyond anything built.
-Bytes = _quantity("B", 0.0, 1e18)
-BytesPerSecond = _quantity("B/s", 0.0, 1e16)
+# Sanity bounds: a thousand times beyond anything built, on either side.
+Bytes = _quantity("B", 1e6, 1e18)
+BytesPerSecond = _quantity("B/s", 1e5, 1e16)
 Seconds = _quantity("s", 0.0, 1e9)
-FlopPerSecond = _quantity("FLOP/s", 0.0, 1e21)
-Watts = _quantity("W", 0.0, 1e7)
+FlopPerSecond = _quantity("FLOP/s", 1e9, 1e21)
+Watts = _quantity("W", 1e-2, 1e7)
 Tokens = _quantity("token", 0.0, 1e18)
 DollarsPerHour = _quantity("$/h", 0.0, 1e5)
 DollarsPerKilowattHour = _quantity("$/kWh", 0.0, 1e3)

@@ -211,7 +211,7 @@ def test_bad_overlay_entry_names_file_key_and_all_problems(overlay: Path) -> Non
     assert "mine.bf16: is required" in text
     assert "mine.memory: " in text
     assert "'s' is a unit of s" in text
-    assert "mine.memory_bandwidth: must be above 0" in text
+    assert "mine.memory_bandwidth: must be at least" in text
     assert len(caught.value.problems) == 4
 
 

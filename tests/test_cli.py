@@ -188,6 +188,28 @@ def test_what_does_not_fit_is_an_answer(tmp_path: Path) -> None:
     assert run("check", big, "--json").returncode == 3
 
 
+def test_a_users_text_is_not_markup(tmp_path: Path) -> None:
+    told = run("estimate", OLMOE, "--set", "question='[/foo] [red]hi[/red]'")
+    assert told.returncode == 0, told.stderr
+    assert "[/foo] [red]hi[/red]" in told.stdout
+
+
+def test_an_overlays_calibration_stands_on_the_packaged_one(tmp_path: Path) -> None:
+    write(tmp_path / "calibrations.yaml", "training-compute: {gemm_rule_limit: 0.8}\n")
+    assert run("estimate", OLMOE, "--json", MOESIM_CATALOG=str(tmp_path)).returncode == 0
+
+
+def test_a_full_device_is_not_our_bug() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full on this machine")
+    with Path("/dev/full").open("w") as full:
+        told = subprocess.run(
+            [sys.executable, "-m", "moesim", "show", str(OLMOE)], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert told.returncode == 2
+    assert "cannot write" in told.stderr
+
+
 def test_all_problems_of_a_file_as_json(tmp_path: Path) -> None:
     bad = write(
         tmp_path / "bad.yaml", SMALL_TEXT.replace("gpus: 64", "gpus: 63") + "overlap: {x: 1}\nrecompute: some\n"

@@ -326,8 +326,6 @@ def test_refusals():
         sampler(placement=np.full(32, 8))
     with pytest.raises(UserError, match="evenly"):
         expert_rank(33, 8)
-    with pytest.raises(UserError, match="both"):
-        sampler(profile=LoadProfile(zipf=1.0, log_normal=1.0))
 
 
 def test_compiled_code_needs_no_folder_for_its_cache(monkeypatch):

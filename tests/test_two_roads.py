@@ -95,3 +95,20 @@ def test_breakdowns_agree_and_add_up() -> None:
         assert estimated.breakdown[part] == pytest.approx(
             seconds, rel=0.1, abs=0.01 * sum(simulated.breakdown.values())
         )
+
+
+@pytest.mark.parametrize("dialect", ["megatron", "megablocks", "v-moe"])
+@pytest.mark.parametrize("load", ["uniform", "aux-loss-balanced"])
+def test_dropped_tokens_agree(dialect: str, load: str) -> None:
+    routing = {"load": load, "capacity": {"factor": 1.1, "dialect": dialect}}
+    scenario = moesim.load({**TINY, "parallelism": {"pipeline": 2, "expert": 8}, "routing": routing})
+    simulated, estimated = moesim.simulate(scenario).summary, moesim.estimate(scenario).summary
+    dropped = simulated["dropped_token_fraction"].value
+    assert estimated["dropped_token_fraction"].value == pytest.approx(dropped, rel=0.1, abs=0.003)
+
+
+def test_padding_with_an_all_gather_is_conserved() -> None:
+    """Every token moves once, however large the padded buffers are."""
+    routing = {"load": "uniform", "capacity": {"factor": 1.0, "pad": True}}
+    chosen = {"routing": routing, "dispatcher": "all-gather-reduce-scatter", "parallelism": {"expert": 4}}
+    assert ratio(moesim.load({**TINY, **chosen})) == pytest.approx(1.0, abs=0.02)

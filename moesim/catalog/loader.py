@@ -18,7 +18,7 @@ from typing import Any, Literal, overload
 from pydantic import ValidationError
 
 from moesim.catalog.yaml_files import read_mapping, read_text
-from moesim.errors import FileError, Problem, ScenarioError, UnknownNameError, UserError, shorten
+from moesim.errors import FileError, Problem, ScenarioError, UnknownNameError, UserError, nearest_hint, shorten
 from moesim.specs.base import SourcedSpec
 from moesim.specs.cluster import FabricSpec
 from moesim.specs.explain import explain
@@ -109,8 +109,10 @@ def _find(kind: str, name: str, files: list[Path], seen: tuple[str, ...]) -> Ent
             continue
         document = _document(path)
         entry = _with_sources(document, name, path)
-        if kind not in _SPECS or path.is_relative_to(_PACKAGED):
+        if path.is_relative_to(_PACKAGED):
             return entry
+        if kind not in _SPECS:
+            return _over_packaged(kind, name, entry, str(path))
         if "base" in entry:
             base = str(entry.pop("base"))
             if base in seen:
@@ -124,6 +126,28 @@ def _find(kind: str, name: str, files: list[Path], seen: tuple[str, ...]) -> Ent
     if reason:
         raise UserError(f"model {name!r} cannot be computed with: {reason}")
     raise UnknownNameError(kind.removesuffix("s"), name, names(kind))
+
+
+def _over_packaged(kind: str, name: str, entry: Entry, where: str) -> Entry:
+    """An overlay's calibration (or router) over the packaged one of that name, so that no number is missing."""
+    packaged = _packaged_names(kind)
+    if name not in packaged and kind != "calibrations":
+        return entry
+    if name not in packaged:
+        raise UserError(f"{where}: {name}: not a name of {kind} that this release uses{nearest_hint(name, packaged)}")
+    return _deep(_find(kind, name, [path for path in _files(kind) if path.is_relative_to(_PACKAGED)], ()), entry)
+
+
+def _deep(base: Entry, changes: Mapping[str, Any]) -> Entry:
+    merged = dict(base)
+    for key, value in changes.items():
+        nested = isinstance(value, Mapping) and isinstance(base.get(key), dict)
+        merged[key] = _deep(base[key], value) if nested else value
+    return merged
+
+
+def _packaged_names(kind: str) -> set[str]:
+    return {name for path in _files(kind) if path.is_relative_to(_PACKAGED) for name in _names_in(path)}
 
 
 def _with_sources(document: Entry, name: str, path: Path) -> Entry:

@@ -115,7 +115,8 @@ def _kept(rule: CapacityRule, routed: Floats, spread: Floats, model: StepModel) 
     scopes = ranks if per_source else 1
     capacity = model.capacity_rows / scopes
     mean = routed / scopes
-    sigma = np.maximum(spread if per_source else np.sqrt(ranks) * spread, 1e-9)
+    # The spread of the whole group is in `routed` already; what is left is that of its sources about their mean.
+    sigma = np.maximum(spread * np.sqrt(1 - 1 / ranks) if per_source else 0.0 * spread, 1e-9)
     over = (mean - capacity) / sigma
     density = np.exp(-0.5 * over**2) / np.sqrt(2 * np.pi)
     dropped = (mean - capacity) * ndtr(over) + sigma * density

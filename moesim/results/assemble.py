@@ -7,7 +7,7 @@ import numpy as np
 from moesim.costs.memory import coefficients, verdict
 from moesim.errors import InfeasibleError
 from moesim.results.result import Columns, Result, Road
-from moesim.results.summary import Observed, Summary
+from moesim.results.summary import Observed, Summary, doubts
 from moesim.scenario.scenario import Scenario
 from moesim.step.memory import memory_parts
 from moesim.step.model import StepModel
@@ -72,7 +72,13 @@ def _notes(model: StepModel, road: Road) -> tuple[str, ...]:
             if groups > 1:
                 notes.append(f"one of {groups} expert-parallel groups is simulated through all pipeline ranks")
     notes.append(stack_note(scenario.stack))
-    if scenario.routing.load.note:
+    notes += doubts(model)
+    disturbed = scenario.simulation.jitter or scenario.simulation.stragglers
+    if road == "estimate" and disturbed:
+        notes.append("jitter and stragglers are not in the closed form: simulate")
+    if scenario.stack_options.offload_layers:
+        notes.append("off-loading is assumed to hide behind compute: its transfers are not priced")
+    if scenario.routing.load.note and scenario.model.is_moe:
         notes.append(f"load {scenario.routing.load.name}: {scenario.routing.load.note}")
     return tuple(dict.fromkeys(notes))
 

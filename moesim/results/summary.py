@@ -26,6 +26,26 @@ from moesim.step.routed import RoutedWork
 EXCHANGED = ("dispatch", "combine")
 
 
+def doubts(model: StepModel) -> list[str]:
+    """Why this scenario's step time is less certain than the calibration's own rows; each widens the range."""
+    scenario, prices = model.scenario, model.prices
+    found = []
+    for kind in sorted(set(scenario.model.layer_kinds)):
+        stretch = prices.host_factor(kind) / prices.stack_factor
+        if stretch > prices.data["host_bound"]:
+            found.append(
+                f"host-bound: issuing the kernels of a {kind} layer takes longer than the GPU needs (x {stretch:.1f});"
+                " CUDA graphs or larger microbatches would relax it"
+            )
+    if model.overlaps and scenario.stack_options.cuda_graphs == "none":
+        found.append("expert-communication overlap without CUDA graphs: host time is poorly known")
+    if scenario.parallelism.data_sharding == "full" and scenario.parallelism.expert > 1:
+        found.append("full sharding with expert parallelism: how much of it hides is poorly known")
+    if scenario.model.sliding_window and "linear" in scenario.model.note.lower():
+        found.append("linear or state-space layers are priced as windowed attention")
+    return found
+
+
 @dataclass(frozen=True)
 class Observed:
     """What a road found out about one step; seconds are means over GPUs.
@@ -137,7 +157,8 @@ class Summary:
             self._collective_trust[1] * collective,
             self._sampling_seconds,
         )
-        return float(np.sqrt(np.sum(np.square(bands))) / total)
+        relative = float(np.sqrt(np.sum(np.square(bands))) / total)
+        return max(relative, self.model.prices.data["doubtful_band"]) if doubts(self.model) else relative
 
     @cached_property
     def _sampling_seconds(self) -> float:
@@ -166,7 +187,7 @@ class Summary:
     @cached_property
     def step(self) -> Quantity:
         """The step time."""
-        basis = worst(self._bases.values())
+        basis = worst([*self._bases.values(), "assumed" if doubts(self.model) else "derived"])
         note = f"90 % of calibrated cases lie within +-{100 * self._step_band:.0f} %"
         return Quantity.within(self.step_seconds, "s", self._step_band, basis, note)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.errors import UserError
 from moesim.randomness import Streams
 from moesim.specs.routing import LoadProfile
 
@@ -18,8 +17,6 @@ def layer_weights(profile: LoadProfile, experts: int, layers: int, streams: Stre
     Zipf gives the expert of rank r the weight r^-exponent, ranks shuffled by layer; log-normal exp(sigma * N(0, 1)). A
     (low, high) pair is spread evenly over the layers, first to last; one layer gets its middle.
     """
-    if profile.zipf is not None and profile.log_normal is not None:
-        raise UserError(f"load profile {profile.name!r} gives both zipf and log_normal; keep one of them")
     weights = np.ones((layers, experts))
     spread = _over_layers(profile.zipf if profile.zipf is not None else profile.log_normal, layers)
     for layer, slope in enumerate(spread):

@@ -7,6 +7,7 @@ from math import prod
 
 from moesim.errors import Problem, nearest_hint
 from moesim.network.dispatchers import DISPATCHERS
+from moesim.network.topology import group
 from moesim.routing.routers import ROUTERS
 from moesim.scenario.scenario import Scenario
 
@@ -211,7 +212,63 @@ def thinning_is_even(scenario: Scenario) -> Iterator[Problem]:
         yield Problem(where, "expert capacity counts every token; leave it out, or route dropless")
 
 
+def model_adds_up(scenario: Scenario) -> Iterator[Problem]:
+    """Layers, heads and widths of a model agree with each other."""
+    model = scenario.model
+    found = model.layer_kinds.count("moe")
+    if model.moe_layers > model.layers:
+        yield Problem("model.moe_layers", f"{model.moe_layers} of {model.layers} layers")
+    elif found != model.moe_layers:
+        pattern = model.moe_layer_pattern
+        yield Problem("model.moe_layers", f"{model.moe_layers}, but the pattern {pattern!r} makes {found} MoE layers")
+    if model.layer_kinds.count("dense") and not model.d_ff_dense:
+        yield Problem("model.d_ff_dense", "the dense layers need the width of their feed-forward network")
+    if model.n_heads % model.kv_heads:
+        yield Problem("model.n_kv_heads", f"{model.n_heads} query heads do not divide over {model.kv_heads}")
+    if model.head_dim is None and model.mla is None and model.d_model % model.n_heads:
+        yield Problem(
+            "model.n_heads", f"width {model.d_model} does not divide over {model.n_heads} heads; or give head_dim"
+        )
+    if model.arch == "encoder-decoder" and (model.enc_layers or 0) + (model.dec_layers or 0) != model.layers:
+        yield Problem(
+            "model.enc_layers", f"{model.enc_layers} + dec_layers {model.dec_layers} are not {model.layers} layers"
+        )
+    if model.n_shared_experts and not model.shared_expert_width:
+        yield Problem("model.shared_expert_width", f"{model.n_shared_experts} shared experts need a width")
+
+
+def dispatcher_runs_here(scenario: Scenario) -> Iterator[Problem]:
+    """A named dispatcher runs on the links of an expert-parallel group, with SMs that the GPU has."""
+    kind, wanted = scenario.dispatcher.kind, scenario.dispatcher.multiprocessors
+    available = scenario.cluster.gpu.multiprocessors
+    if wanted and available and wanted >= available:
+        yield Problem("dispatcher.multiprocessors", f"{wanted} leave none of the GPU's {available} for compute")
+    if kind not in DISPATCHERS or any(cluster_is_connected(scenario)):
+        return
+    layout = scenario.parallelism
+    refusal = DISPATCHERS[kind].runs_on(group(scenario.cluster, layout.expert, stride=layout.expert_tensor))
+    if refusal is not None:
+        yield Problem("dispatcher.kind", refusal)
+
+
+def size_is_computable(scenario: Scenario) -> Iterator[Problem]:
+    """What one run can hold in memory and walk through."""
+    works = scenario.microbatches * scenario.virtual_stages
+    if works > MOST_WORKS:
+        yield Problem(
+            "workload.global_batch",
+            f"{scenario.microbatches:,} microbatches x {scenario.virtual_stages} virtual stages are more than"
+            f" {MOST_WORKS:,}; use a larger micro_batch, or fewer sequences",
+        )
+    if scenario.parallelism.expert > MOST_RANKS:
+        yield Problem("parallelism.expert", f"at most {MOST_RANKS} expert-parallel ranks can be priced")
+    if scenario.stack_options.offload_layers > scenario.model.layers:
+        yield Problem("stack_options.offload_layers", f"the model has {scenario.model.layers} layers")
+
+
+MOST_WORKS, MOST_RANKS = 1_000_000, 4096
 CHECKS: tuple[Check, ...] = (
+    model_adds_up,
     gpus_fill_the_layout,
     experts_fit_the_ranks,
     router_fits_the_experts,
@@ -224,6 +281,8 @@ CHECKS: tuple[Check, ...] = (
     dispatcher_is_known,
     stragglers_exist,
     thinning_is_even,
+    dispatcher_runs_here,
+    size_is_computable,
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,17 +45,35 @@ def from_document(
             found.append(Problem("--set", str(error)))
     resolved = _resolve(document, found, folder or Path(where).parent)
     if name and "name" not in resolved:
-        resolved["name"] = name
+        resolved["name"] = re.sub(r"[^\w.+ -]|^\.", "-", name)[:100]
     try:
         scenario = Scenario.model_validate(resolved)
     except ValidationError as error:
         told = tuple(problem.where for problem in found)
         found.extend(problem for problem in explain(error, Scenario) if not _inside(problem.where, told))
+        found.extend(_problems_beside(resolved, error, tuple(problem.where for problem in found)))
         raise ScenarioError(found, where) from error
     found.extend(cross_field_problems(scenario))
     if found:
         raise ScenarioError(found, where)
     return scenario
+
+
+def _problems_beside(resolved: Document, error: ValidationError, told: tuple[str, ...]) -> list[Problem]:
+    """Cross-field problems of what remains when the fields that are wrong by themselves take their defaults."""
+    remains = _plain(resolved)
+    for item in error.errors(include_url=False):
+        node = remains
+        for key in item["loc"][:-1]:
+            inner = node.get(key) if isinstance(node, dict) else None
+            node = inner if isinstance(inner, dict) else node
+        if isinstance(node, dict):
+            node.pop(item["loc"][-1], None)
+    try:
+        scenario = Scenario.model_validate(remains)
+    except ValidationError:
+        return []
+    return [problem for problem in cross_field_problems(scenario) if not _inside(problem.where, told)]
 
 
 def _inside(where: str, told: tuple[str, ...]) -> bool:
@@ -179,7 +198,8 @@ def _router(resolved: Document, found: list[Problem]) -> None:
         found.append(Problem("routing.router", f"unknown router {shorten(name)!r}{nearest_hint(str(name), known)}"))
         return
     base = model.get("router") if isinstance(model.get("router"), dict) else {}
-    resolved["model"] = {**model, "router": {**(base or {}), **catalog.raw("routers", str(name)), **changes}}
+    rule = {key: value for key, value in catalog.raw("routers", str(name)).items() if key != "sources"}
+    resolved["model"] = {**model, "router": {**(base or {}), **rule, **changes}}
 
 
 def to_yaml(document: Document) -> str:

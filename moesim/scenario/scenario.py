@@ -6,6 +6,8 @@ import hashlib
 from functools import cached_property
 from typing import Any, Literal
 
+from pydantic import Field
+
 from moesim.specs.base import Spec
 from moesim.specs.cluster import ClusterSpec
 from moesim.specs.model import ModelSpec
@@ -29,7 +31,7 @@ ResolvedSchedule = Literal["gpipe", "1f1b", "interleaved-1f1b", "dualpipe"]
 class Scenario(Spec):
     """One question with everything needed to answer it; `moesim.load` makes one from a file or a mapping."""
 
-    name: str = "scenario"
+    name: str = Field(default="scenario", pattern=r"^[\w+][\w.+ -]{0,99}$")
     question: str = ""
     model: ModelSpec
     cluster: ClusterSpec

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -28,7 +28,7 @@ class FabricSpec(SourcedSpec):
     latency: Seconds | None = None
     efficiency: float = Field(default=1.0, gt=0.0, le=1.0)
     all_to_all_efficiency: float | None = Field(default=None, gt=0.0, le=1.0)
-    torus_shape: tuple[int, ...] | None = None
+    torus_shape: tuple[Annotated[int, Field(strict=True, ge=1, le=1 << 20)], ...] | None = None
     torus_wraps: bool = True
 
 

@@ -20,6 +20,7 @@ _SAY = {
     "bool_type": "expected true or false, got {got}",
     "bool_parsing": "expected true or false, got {got}",
     "string_type": "expected text, got {got}",
+    "string_pattern_mismatch": "may hold letters, digits, spaces and . + - _ (a folder is named after it), got {got}",
     "model_type": "expected a mapping of keys, got {got}",
     "dict_type": "expected a mapping of keys, got {got}",
     "tuple_type": "expected a list, got {got}",
@@ -80,7 +81,12 @@ def _place(location: tuple[int | str, ...], model: type[BaseModel]) -> tuple[str
 
 def _is_alternative(part: str) -> bool:
     """Whether a location part is pydantic's name for a member of a union, not a key of the file."""
-    return part in ("float", "int", "str", "bool") or any(mark in part for mark in "[('") or part[:1].isupper()
+    return (
+        part in ("float", "int", "str", "bool")
+        or part.startswith("constrained-")
+        or any(mark in part for mark in "[('")
+        or part[:1].isupper()
+    )
 
 
 def _alternative(part: str, owner: type[BaseModel] | None) -> type[BaseModel] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from moesim.specs.base import SourcedSpec, Spec
 
@@ -23,6 +23,9 @@ class CapacitySpec(Spec):
     pad: bool = False
 
 
+Skew = Annotated[float, Field(ge=0.0, le=5.0)]
+
+
 class LoadProfile(SourcedSpec):
     """A named statement of how uneven the router's choices are.
 
@@ -32,11 +35,17 @@ class LoadProfile(SourcedSpec):
     weight: its domain.
     """
 
-    zipf: float | tuple[float, float] | None = None
-    log_normal: float | tuple[float, float] | None = None
+    zipf: Skew | tuple[Skew, Skew] | None = None
+    log_normal: Skew | tuple[Skew, Skew] | None = None
     sequence_tilt: float = Field(default=0.0, ge=0.0, le=5.0)
     domains: tuple[str, ...] = ()
     note: str = ""
+
+    @model_validator(mode="after")
+    def _one_popularity(self) -> LoadProfile:
+        if self.zipf is not None and self.log_normal is not None:
+            raise ValueError("gives both zipf and log_normal; popularity has one law")
+        return self
 
 
 class RoutingSpec(Spec):

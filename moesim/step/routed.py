@@ -113,8 +113,8 @@ def _price_layer(model: StepModel, counts: list[RoutingCounts]) -> _Layer:
     kept = each * np.stack([count.expert_kept for count in counts])
     rows = model.computed_rows(kept).reshape(len(counts), model.scenario.parallelism.expert, -1)
     _require_all_copies(model, counts)
-    bytes_between = demand.rank_tokens * model.mover.payload.dispatch
-    bytes_between *= 1.0 - np.eye(demand.ranks)
+    share = each / model.scenario.parallelism.expert_tensor * model.mover.payload.dispatch
+    bytes_between = share * np.stack([count.rank_tokens for count in counts]) * (1.0 - np.eye(demand.ranks))
     routed = each * np.stack([count.expert_routed for count in counts])
     times, seconds, traffic = model.mover.times(demand), model.prices.experts(rows), bytes_between.mean(axis=0)
     return _Layer(times, seconds, rows.sum(axis=-1), routed, kept, traffic, bytes_between.sum(axis=(-2, -1)))
