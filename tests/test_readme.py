@@ -51,6 +51,10 @@ def test_the_scenario_shown_is_the_one_shipped() -> None:
     assert (ROOT / "scenarios" / "deepseek-v3-2048-h800.yaml").read_text(encoding="utf-8") in README
 
 
+def test_nothing_is_left_to_fill_in() -> None:
+    assert not re.findall(r"@[A-Z]+@", README)
+
+
 def test_pictures_exist() -> None:
     pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README)
     assert pictures

@@ -10,11 +10,12 @@ uneven popularity, and correlation between experts of one sequence.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
 
 from moesim.network.demand import Demand
 from moesim.network.dispatchers import PortTimes
@@ -26,6 +27,8 @@ from moesim.step.routed import PORT_ARRAYS, RoutedWork, padded_demand
 
 Floats = NDArray[np.float64]
 _PRICED_LAYERS = 8
+_NORMAL = NormalDist()  # the standard library's: importing scipy.special would take longer than the estimate
+_ERFC = np.frompyfunc(math.erfc, 1, 1)
 _NEWTON_STEPS = 12
 
 
@@ -104,7 +107,8 @@ def _tilt_variance(chance: Floats, tilt: float) -> Floats:
 
 
 def _normal_scores(layers: int, experts: int, streams: Streams) -> Floats:
-    scores = ndtri((np.arange(1, experts + 1) - 0.375) / (experts + 0.25)) if experts > 1 else np.zeros(1)
+    # Blom's approximation of the expected order statistics of a normal sample.
+    scores = np.array([_NORMAL.inv_cdf((rank + 0.625) / (experts + 0.25)) for rank in range(experts)])
     return streams.generator("routing/expected").permuted(np.tile(scores, (layers, 1)), axis=1)
 
 
@@ -119,9 +123,14 @@ def _kept(rule: CapacityRule, routed: Floats, spread: Floats, model: StepModel) 
     sigma = np.maximum(spread * np.sqrt(1 - 1 / ranks) if per_source else 0.0 * spread, 1e-9)
     over = (mean - capacity) / sigma
     density = np.exp(-0.5 * over**2) / np.sqrt(2 * np.pi)
-    dropped = (mean - capacity) * ndtr(over) + sigma * density
+    dropped = (mean - capacity) * _normal_tail(-over) + sigma * density
     kept: Floats = np.clip(mean - dropped, 0.0, np.minimum(mean, capacity)) * scopes
     return kept
+
+
+def _normal_tail(values: Floats) -> Floats:
+    """Probability that a standard normal number is above each value."""
+    return np.asarray(0.5 * _ERFC(values / math.sqrt(2.0)), dtype=np.float64)
 
 
 def _source_shares(model: StepModel, routed: Floats) -> Floats:
