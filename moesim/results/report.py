@@ -21,9 +21,10 @@ from typing import Any
 import vl_convert
 import yaml
 
+from moesim.provenance import Quantity
 from moesim.results import views
 from moesim.results.result import Result
-from moesim.results.table import Row, summary_rows
+from moesim.results.table import Row, part_rows, summary_rows
 from moesim.units import show
 
 _HEADLINE = (
@@ -123,8 +124,20 @@ def _body(result: Result) -> Iterable[str]:
     yield f'<p class="question">{escape(result.question)}</p>\n{_tiles(rows)}\n</header>'
     yield f"<main>\n<h2>Summary</h2>\n{_summary(rows)}"
     charts, parts, memory = result.charts, result.breakdown, result.memory
-    yield _picture("breakdown", "Time", charts.breakdown(), _parts(parts, "time", "s"), len(views.sorted_parts(parts)))
-    yield _picture("memory", "Memory", charts.memory(), _parts(memory, "bytes", "B"), len(views.sorted_parts(memory)))
+    yield _picture(
+        "breakdown",
+        "Time",
+        charts.breakdown(),
+        _parts(result.parts("step_time"), "time"),
+        len(views.sorted_parts(parts)),
+    )
+    yield _picture(
+        "memory",
+        "Memory",
+        charts.memory(),
+        _parts(result.parts("memory_per_gpu"), "bytes"),
+        len(views.sorted_parts(memory)),
+    )
     yield _picture("expert-load", "Experts", charts.expert_load(), _load(result))
     yield _picture("traffic", "Traffic", charts.traffic(), _traffic(result))
     yield _picture("timeline", "Timeline", charts.timeline(), _kinds(result))
@@ -196,9 +209,10 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) 
     return _framed(head, lines)
 
 
-def _parts(parts: dict[str, float], heading: str, unit: str) -> str:
-    rows = [(name, show(value, unit), show(share, "fraction")) for name, value, share in views.sorted_parts(parts)]
-    return _table(("part", heading, "share"), [*rows, ("sum", show(sum(parts.values()), unit), "")])
+def _parts(parts: dict[str, Quantity], heading: str) -> str:
+    total, unit = sum(part.value for part in parts.values()), next((part.unit for part in parts.values()), "")
+    rows = [*part_rows(parts), ("sum", show(total, unit), "", "", "")]
+    return _table(("part", heading, "range", "share", "basis"), rows)
 
 
 def _load(result: Result) -> str:

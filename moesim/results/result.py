@@ -44,6 +44,12 @@ class Result:
     routing_columns: Columns | None = field(default=None, repr=False)
     traffic: NDArray[np.float64] | None = field(default=None, repr=False)
 
+    def parts(self, whole: str) -> dict[str, Quantity]:
+        """The parts of "step_time" or "memory_per_gpu", each with the relative range and the basis of the whole."""
+        total, parts = self.summary[whole], self.breakdown if whole == "step_time" else self.memory
+        share = {name: value / total.value for name, value in parts.items()}
+        return {name: total.scaled(part, total.unit, f"a part of {whole}") for name, part in share.items()}
+
     @cached_property
     def operations(self) -> pd.DataFrame:
         """One row an operation; empty on the estimate road."""

@@ -140,23 +140,32 @@ def summary_table(result: Result) -> Table:
 
 def breakdown_table(result: Result) -> Table:
     """Where the step goes: parts, the largest first, with their sum."""
-    return _parts_table("Where the step goes (mean over GPUs)", result.breakdown, "s", "time")
+    return _parts_table("Where the step goes (mean over GPUs)", result.parts("step_time"), "time")
 
 
 def memory_table(result: Result) -> Table:
     """Memory of the fullest GPU by part, the largest first, with their sum."""
-    return _parts_table("Memory of the fullest GPU", result.memory, "B", "bytes")
+    return _parts_table("Memory of the fullest GPU", result.parts("memory_per_gpu"), "bytes")
 
 
-def _parts_table(title: str, parts: dict[str, float], unit: str, heading: str) -> Table:
+def _parts_table(title: str, parts: dict[str, Quantity], heading: str) -> Table:
     table = plain_table(title, first="part")
-    table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("share", justify="right", no_wrap=True)
-    for name, value, share in sorted_parts(parts):
-        table.add_row(Text(shorten(name)), show(value, unit), show(share, "fraction"))
+    for column in (heading, "range", "share", "basis"):
+        table.add_column(column, justify="left" if column == "basis" else "right", no_wrap=True)
+    for row in part_rows(parts):
+        table.add_row(Text(shorten(row[0])), *row[1:])
     table.add_section()
-    table.add_row("sum", show(sum(parts.values()), unit), "")
+    total, unit = sum(part.value for part in parts.values()), next((part.unit for part in parts.values()), "")
+    table.add_row("sum", show(total, unit), "", "", "")
     return table
+
+
+def part_rows(parts: dict[str, Quantity]) -> list[tuple[str, str, str, str, str]]:
+    """Name, value, range, share and basis of each part, the largest first."""
+    return [
+        (name, shown(value, parts[name].unit), shown_range(parts[name]), show(share, "fraction"), parts[name].basis)
+        for name, value, share in sorted_parts({name: part.value for name, part in parts.items()})
+    ]
 
 
 def plain_table(title: str, first: str = "metric") -> Table:
