@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -224,3 +225,27 @@ def test_a_number_that_is_not_finite_is_our_bug(tmp_path: Path) -> None:
 def test_numpy_scalars_are_written_as_numbers(tmp_path: Path) -> None:
     save(replace(dense(), breakdown={"a": np.float64(0.1), "b": np.float32(0.5)}), tmp_path)
     assert load(tmp_path).breakdown == {"a": 0.1, "b": 0.5}
+
+
+def test_an_interrupt_while_publishing_waits_for_the_last_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder holds the new result whole, and the interrupt is heard."""
+    result = simulated()
+    save(result, tmp_path)
+    replace_ = os.replace
+
+    def interrupted(source, target):
+        replace_(source, target)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save(result, tmp_path)
+    assert load(tmp_path).summary == result.summary
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".moesim-")]
+
+
+def test_a_folder_in_the_place_of_a_file_is_told_before_anything_is_moved(tmp_path: Path) -> None:
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(FileError, match=r"report\.html"):
+        save(simulated(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]

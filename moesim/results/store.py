@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -138,12 +140,32 @@ def _write_all(result: Result, folder: Path) -> list[str]:
 
 
 def _move(source: Path, target: Path, names: list[str]) -> list[Path]:
-    for name in FILES:
-        if name in names:
-            os.replace(source / name, target / name)
-        else:
-            (target / name).unlink(missing_ok=True)
+    blocked = [name for name in FILES if (target / name).is_dir()]
+    if blocked:
+        raise FileError(f"cannot write results to {target}: {blocked[0]} there is a folder")
+    with _uninterrupted():
+        for name in FILES:
+            if name in names:
+                os.replace(source / name, target / name)
+            else:
+                (target / name).unlink(missing_ok=True)
     return [target / name for name in names]
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Puts off Ctrl-C while files are published, so that a folder never holds those of two runs."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    waiting: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: waiting.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if waiting:
+        raise KeyboardInterrupt
 
 
 def _tables(result: Result) -> dict[str, Columns]:
