@@ -48,8 +48,7 @@ def expected_work(model: StepModel) -> RoutedWork | None:
     ranks = model.scenario.parallelism.expert
     computed = model.computed_rows(loads.kept).reshape(len(loads.kept), 1, ranks, -1)
     # An expert with few expected rows often has none: the chance of at least one, as of a Poisson number.
-    padded = model.scenario.routing.capacity != "dropless" and model.scenario.routing.capacity.pad
-    forward, backward, weight = model.prices.experts(computed, None if padded else -np.expm1(-computed))
+    forward, backward, weight = model.prices.experts(computed, None if model.padded else -np.expm1(-computed))
     dispatch, combine, traffic = _exchanges(model, computed.sum(axis=-1)[:, 0, :], _source_shares(model, loads.routed))
     return RoutedWork(
         dispatch=dispatch,

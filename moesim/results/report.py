@@ -123,21 +123,10 @@ def _body(result: Result) -> Iterable[str]:
     yield f'<header>\n<p class="road">moesim · {escape(result.road)}d</p>\n<h1>{escape(result.name)}</h1>'
     yield f'<p class="question">{escape(result.question)}</p>\n{_tiles(rows)}\n</header>'
     yield f"<main>\n<h2>Summary</h2>\n{_summary(rows)}"
-    charts, parts, memory = result.charts, result.breakdown, result.memory
-    yield _picture(
-        "breakdown",
-        "Time",
-        charts.breakdown(),
-        _parts(result.parts("step_time"), "time"),
-        len(views.sorted_parts(parts)),
-    )
-    yield _picture(
-        "memory",
-        "Memory",
-        charts.memory(),
-        _parts(result.parts("memory_per_gpu"), "bytes"),
-        len(views.sorted_parts(memory)),
-    )
+    charts = result.charts
+    step, memory = result.parts("step_time"), result.parts("memory_per_gpu")
+    yield _picture("breakdown", "Time", charts.breakdown(), _parts(step, "time"), len(step))
+    yield _picture("memory", "Memory", charts.memory(), _parts(memory, "bytes"), len(memory))
     yield _picture("expert-load", "Experts", charts.expert_load(), _load(result))
     yield _picture("traffic", "Traffic", charts.traffic(), _traffic(result))
     yield _picture("timeline", "Timeline", charts.timeline(), _kinds(result))

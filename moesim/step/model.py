@@ -162,9 +162,14 @@ class StepModel:
             return float(rule.capacity(tokens, spec.n_experts, spec.top_k) * layout.expert)
         return float(rule.capacity(tokens * layout.expert, spec.n_experts, spec.top_k))
 
+    @cached_property
+    def padded(self) -> bool:
+        """Whether experts compute, and dispatchers move, their whole capacity whatever the routing."""
+        spec = self.scenario.routing.capacity
+        return spec != "dropless" and spec.pad
+
     def computed_rows(self, kept: NDArray[Any]) -> Floats:
         """Rows [..., E] that experts compute: those kept, or the whole capacity where it is padded."""
-        spec = self.scenario.routing.capacity
-        if spec != "dropless" and spec.pad:
+        if self.padded:
             return np.full(kept.shape, self.capacity_rows)
         return kept.astype(np.float64)

@@ -164,8 +164,7 @@ def even_work(model: StepModel) -> RoutedWork | None:
 def padded_demand(model: StepModel, batch: int) -> Demand | None:
     """What a padded capacity moves, whatever the routing: its whole buffer to every expert. None without padding."""
     scenario, network = model.scenario, model.mover.network
-    capacity = scenario.routing.capacity
-    if capacity == "dropless" or not capacity.pad:
+    if not model.padded:
         return None
     ranks = scenario.parallelism.expert
     buffer = model.capacity_rows * scenario.model.n_experts / ranks**2 / scenario.parallelism.expert_tensor
