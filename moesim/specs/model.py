@@ -25,11 +25,17 @@ class LatentAttention(Spec):
 
 
 class RouterSpec(Spec):
-    """The router's rule and its parameters.
+    """The router's rule and its parameters; each rule reads those that its own description names.
 
-    `score`: what turns logits into scores; `renormalize`: kept scores are divided by their sum; `groups` and
-    `top_groups`: only experts of the best `top_groups` of `groups` groups may be chosen, a group's score being its
-    maximum or the sum of its two best (`group_score`).
+    `renormalize`: kept scores are divided by their sum; `scale` multiplies them; `bias`: a bias steers the choice and
+    not the weights; `groups` and `top_groups`: only experts of the best `top_groups` of `groups` groups may be chosen,
+    a group's score being its maximum or the sum of its two best (`group_score`). `jitter`: half width of the uniform
+    factor on the router's input; `noise`: standard deviation of the normal noise on logits; `second_threshold`: the
+    second expert is used with probability min(1, its renormalised gate / threshold). `top_p`: experts are taken until
+    their probabilities add up to it, at most `max_choices`. `slots` of each expert (soft mixtures); `table` of a
+    hash; `tasks` that a routing network tells apart (0: every sequence is its own); `shuffle`: tokens are shuffled
+    among ranks first, an exchange more each way; `tolerance` at which a normalisation stops; `balancing`: whether the
+    rule's training-time balancing is on (inference takes the plain best).
     """
 
     rule: str = "softmax-top-k"
@@ -39,6 +45,17 @@ class RouterSpec(Spec):
     groups: int = Field(strict=True, default=1, ge=1, le=1 << 16)
     top_groups: int = Field(strict=True, default=1, ge=1, le=1 << 16)
     group_score: Literal["max", "top2-sum"] = "max"
+    jitter: float = Field(default=0.0, ge=0.0, le=1.0)
+    noise: float = Field(default=0.0, ge=0.0, le=100.0)
+    second_threshold: float | None = Field(default=None, gt=0.0, le=1.0)
+    top_p: float | None = Field(default=None, gt=0.0, le=1.0)
+    max_choices: int | None = Field(strict=True, default=None, ge=1, le=1 << 16)
+    slots: int = Field(strict=True, default=1, ge=1, le=1 << 16)
+    table: Literal["random", "balanced"] = "balanced"
+    tasks: int = Field(strict=True, default=0, ge=0, le=1 << 16)
+    shuffle: bool = False
+    tolerance: float = Field(default=1e-4, gt=0.0, le=1.0)
+    balancing: bool = True
 
 
 class ModelSpec(SourcedSpec):

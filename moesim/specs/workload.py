@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from moesim.specs.base import Spec
-from moesim.units import DollarsPerHour, DollarsPerKilowattHour, Tokens
+from moesim.units import BytesPerSecond, DollarsPerHour, DollarsPerKilowattHour, Tokens
 
 Count = Annotated[int, Field(ge=1, le=1 << 32, strict=True)]
 ComputeFormat = Literal["bf16", "fp16", "fp8", "fp8-block", "mxfp8", "nvfp4"]
@@ -47,10 +47,20 @@ class StackOptions(Spec):
     )
 
 
+class OffloadSpec(Spec):
+    """Experts kept in host memory: a GPU holds `resident` experts of each layer and fetches others over
+    `host_bandwidth` when tokens come for them. `keep`: those used last, or the most popular ones for good."""
+
+    resident: Count
+    host_bandwidth: BytesPerSecond
+    keep: Literal["recent", "popular"] = "recent"
+
+
 class PlacementSpec(Spec):
     """Which rank holds which expert."""
 
     strategy: Literal["contiguous"] = "contiguous"
+    offload: OffloadSpec | None = None
     redundant_experts: Literal[0] = 0
     rebalance_every: None = None
 
