@@ -1,0 +1,14 @@
+"""The one door to torch; who comes without it is told what to install."""
+
+from __future__ import annotations
+
+from moesim.errors import MissingPackageError
+
+try:
+    import torch
+    from torch import Tensor
+    from torch.nn import functional
+except ImportError as error:
+    raise MissingPackageError("training a model needs torch: pip install 'moesim[trace]'") from error
+
+__all__ = ["Tensor", "functional", "torch"]
