@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import traceback
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 import moesim
-from moesim import errors
+from moesim import errors, trace_cli
+from moesim.terminal import Progress, console, print_json, say
 
 if TYPE_CHECKING:
     from moesim.results.result import Result
@@ -36,6 +36,9 @@ Settings = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON object on standard output")]
 Anyway = Annotated[bool, typer.Option("--even-if-infeasible", help="answer although the model does not fit in memory")]
+
+
+app.add_typer(trace_cli.app)
 
 
 @app.callback(invoke_without_command=True)
@@ -65,12 +68,12 @@ def simulate(
     from moesim.results.store import check_folder
 
     check_folder(folder)
-    with _Progress() as progress:
+    with Progress() as progress:
         result = moesim.simulate(loaded, progress, even_if_infeasible=anyway)
         progress("writing results", 0.0)
         written = moesim.save(result, folder)
     _show_result(result, as_json)
-    _say(f"wrote {', '.join(path.name for path in written)} in {folder}/")
+    say(f"wrote {', '.join(path.name for path in written)} in {folder}/")
 
 
 @app.command()
@@ -95,13 +98,13 @@ def compare(
     results = [_answer(path, settings, simulated, anyway) for path in scenarios]
     comparison = moesim.compare(results)
     if as_json:
-        _print_json(comparison.as_dict())
+        print_json(comparison.as_dict())
         return
     from moesim.results.compare import comparison_table
 
-    _console().print(comparison_table(comparison))
+    console().print(comparison_table(comparison))
     for why in comparison.explanations:
-        _console().print(why.sentence)
+        console().print(why.sentence)
 
 
 @app.command()
@@ -109,7 +112,7 @@ def show(scenario: ScenarioFile, settings: Settings = None, as_json: AsJson = Fa
     """The scenario with every default filled in and the source of each catalog number."""
     loaded = _load(scenario, settings)
     if as_json:
-        _print_json(loaded.document())
+        print_json(loaded.document())
         return
     from moesim.scenario.loading import to_yaml
 
@@ -137,7 +140,7 @@ def check(scenario: ScenarioFile, settings: Settings = None, as_json: AsJson = F
             raise
         infeasible = str(error)
     if as_json:
-        _print_json({"scenario": str(scenario), "problems": problems, "infeasible": infeasible})
+        print_json({"scenario": str(scenario), "problems": problems, "infeasible": infeasible})
         raise typer.Exit(2 if problems else 3 if infeasible else 0)
     typer.echo(f"{scenario}: no problems")
 
@@ -159,11 +162,11 @@ def catalog(
     else:
         listed = listing.entries(kind) if name is None else listing.entry(kind, name)
     if as_json:
-        _print_json(listed)
+        print_json(listed)
     elif name is not None:
         sys.stdout.write(to_yaml(listed))
     else:
-        _console().print(listing.table(listed, kind))
+        console().print(listing.table(listed, kind))
 
 
 def _load(path: Path, settings: list[str] | None) -> Scenario:
@@ -177,73 +180,24 @@ def _answer(path: Path, settings: list[str] | None, simulated: bool, anyway: boo
     loaded = _load(path, settings)
     if not simulated:
         return moesim.estimate(loaded, even_if_infeasible=anyway)
-    with _Progress() as progress:
+    with Progress() as progress:
         return moesim.simulate(loaded, progress, even_if_infeasible=anyway)
 
 
 def _show_result(result: Result, as_json: bool) -> None:
     if as_json:
-        _print_json(result.as_dict())
+        print_json(result.as_dict())
         return
     from moesim.results import table
 
-    console = _console()
+    out = console()
     if result.question:
-        console.print(errors.shorten(result.question, 500), style="bold")
-    console.print(table.summary_table(result))
-    console.print(table.breakdown_table(result))
-    console.print(table.memory_table(result))
+        out.print(errors.shorten(result.question, 500), style="bold")
+    out.print(table.summary_table(result))
+    out.print(table.breakdown_table(result))
+    out.print(table.memory_table(result))
     for note in result.notes:
-        _say(f"note: {note}")
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    class Plain(Console):
-        """Takes no markup from the user's text, and leaves quietly when nobody reads on."""
-
-        def on_broken_pipe(self) -> None:
-            """As any other command: no message."""
-            raise BrokenPipeError
-
-    return Plain(markup=False, emoji=False, highlight=False)
-
-
-def _print_json(data: Any) -> None:
-    sys.stdout.write(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def _say(text: str) -> None:
-    """A note for the reader: standard error, so that standard output stays the answer alone."""
-    print(text, file=sys.stderr)
-
-
-class _Progress:
-    """A progress bar on standard error; called with what is being done and the share of it that is over."""
-
-    def __enter__(self) -> _Progress:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TimeRemainingColumn(),
-        )
-        self._bars = Progress(*columns, console=Console(stderr=True), transient=True)
-        self._tasks: dict[str, Any] = {}
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-
-    def __call__(self, what: str, share: float) -> None:
-        if what not in self._tasks:
-            self._tasks[what] = self._bars.add_task(what, total=1.0)
-        self._bars.update(self._tasks[what], completed=share)
+        say(f"note: {note}")
 
 
 def main() -> NoReturn:
@@ -270,7 +224,7 @@ def main() -> NoReturn:
         code = _fail(error, f"internal error, please report it (run again with --debug): {what}", 70, debug)
     code = code if isinstance(code, int) else 0
     if code == _INTERRUPTED:
-        _say("moesim: interrupted: nothing was left half-written")
+        say("moesim: interrupted: nothing was left half-written")
     sys.exit(code)
 
 

@@ -46,11 +46,18 @@ SUMMARY: dict[str, Column] = {
     "dropped_token_fraction": Column("fraction", "routed token copies beyond expert capacity, dropped"),
     "padded_token_fraction": Column("fraction", "rows computed that hold padding"),
     "expert_load_max_over_mean": Column("ratio", "busiest expert's tokens over the mean, mean over layers and samples"),
+    "expert_load_static_max_over_mean": Column(
+        "ratio", "the part of it that is the same in every batch: popularity, which placement and replication can mend"
+    ),
     "rank_load_max_over_mean": Column(
         "ratio", "busiest expert-parallel rank's rows over the mean, mean over layers and samples"
     ),
     "idle_expert_fraction": Column("fraction", "experts without a token, mean over layers and samples"),
     "balancedness": Column("ratio", "mean over layers of mean/max rank load (SGLang's definition)"),
+    "expert_cache_hit_fraction": Column(
+        "fraction", "share of a token's experts found in GPU memory, tokens one by one, where experts are off-loaded"
+    ),
+    "expert_fetch_time_per_token": Column("s", "time to fetch the missing ones over the host link, tokens one by one"),
     "skew_time": Column("s", "step time lost to unequal routing: this step minus the same step under perfect balance"),
     "memory_per_gpu": Column("B", "peak memory of the fullest GPU"),
     "fits_in_memory": Column(

@@ -8,11 +8,16 @@ from typing import Any
 from rich.table import Table
 
 from moesim import catalog
+from moesim.catalog import recorded
 from moesim.errors import UnknownNameError
 from moesim.network.coefficients import law
 from moesim.network.dispatchers import DISPATCHERS
+from moesim.routing.profile import RoutingProfile
+from moesim.routing.routers import describe
 from moesim.specs.model import ModelSpec
 from moesim.specs.parameters import count
+from moesim.traces import store
+from moesim.traces.trace import RouterTrace
 from moesim.units import show
 
 Rows = list[dict[str, Any]]
@@ -39,7 +44,11 @@ def entry(kind: str, name: str) -> dict[str, Any]:
         return {"name": name, "law": " ".join(_summary(name).split()), **told}
     if kind not in _kinds():
         raise UnknownNameError("catalog kind", kind, _kinds())
+    if kind in recorded.KINDS:
+        return {"name": name, **_recorded(kind, name).meta.model_dump(mode="json")}
     found = {"name": name, **catalog.raw(kind, name)}
+    if kind == "routers":
+        found["does"] = describe(found["rule"])
     if kind == "models":
         model = catalog.load("models", name)
         counted = count(model)
@@ -58,15 +67,23 @@ def table(rows: Rows, kind: str | None) -> Table:
 
 
 def _kinds() -> tuple[str, ...]:
-    return tuple(sorted({*catalog.kinds(), "dispatchers"}))
+    return tuple(sorted({*catalog.kinds(), "dispatchers", *recorded.KINDS}))
 
 
 def _names(kind: str) -> tuple[str, ...]:
     if kind == "dispatchers":
         return tuple(DISPATCHERS)
+    if kind in recorded.KINDS:
+        return recorded.names(kind)
     if kind not in _kinds():
         raise UnknownNameError("catalog kind", kind, _kinds())
     return catalog.names(kind)
+
+
+def _recorded(kind: str, name: str) -> RouterTrace | RoutingProfile:
+    if kind == "traces":
+        return store.load(recorded.find("traces", name))
+    return RoutingProfile.load(recorded.find("fitted", name))
 
 
 def _summary(name: str) -> str:
@@ -77,6 +94,10 @@ def _summary(name: str) -> str:
 def _row(kind: str, name: str) -> dict[str, Any]:
     if kind == "dispatchers":
         return {"name": name, "law": _summary(name)}
+    if kind in recorded.KINDS:
+        meta = _recorded(kind, name).meta
+        size = {"experts": meta.experts, "top_k": meta.top_k, "layers": len(meta.model_layers)}
+        return {"name": name, **size, "domains": len(meta.domains), "device": meta.device or "-"}
     if kind == "models":
         return _model_row(name, catalog.load("models", name))
     if kind == "gpus":
@@ -100,8 +121,13 @@ def _row(kind: str, name: str) -> dict[str, Any]:
     if kind == "profiles":
         profile = catalog.load("profiles", name)
         skew = f"zipf {profile.zipf}" if profile.zipf is not None else f"log-normal {profile.log_normal or 0}"
+        if profile.fitted or profile.trace:
+            skew = f"fitted {profile.fitted}" if profile.fitted else f"trace {profile.trace}"
         return {"name": name, "popularity": skew, "sequence_tilt": profile.sequence_tilt, "note": profile.note}
     entry = catalog.raw(kind, name)
+    if kind == "routers":
+        told = describe(entry["rule"])
+        return {"name": name, "rule": entry["rule"], **{key: told[key] for key in ("bytes", "drops", "balance")}}
     if kind == "calibrations":
         source = entry.get("source", {})
         return {"name": name, "basis": source.get("basis", "-"), "fitted_on": source.get("where", "-")}

@@ -13,13 +13,18 @@ import numpy as np
 import pytest
 
 from moesim import catalog
-from moesim.catalog import huggingface
+from moesim.catalog import huggingface, recorded
 from moesim.catalog.yaml_files import MAX_BYTES, parse_mapping, read_mapping
 from moesim.errors import FileError, ScenarioError, UnknownNameError, UserError
 from moesim.provenance import Basis
+from moesim.randomness import Streams
+from moesim.routing.profile import RoutingProfile
+from moesim.routing.profile_draws import ProfileDraws
+from moesim.routing.profile_law import plain_law
 from moesim.specs import parameters
 from moesim.specs.base import SourcedSpec
 from moesim.specs.model import ModelSpec
+from moesim.traces import store
 
 NOUNS = [(kind, name) for kind in ("models", "gpus", "fabrics", "profiles") for name in catalog.names(kind)]
 UNSOURCED = {"name", "title", "note", "sources", "domains"}
@@ -121,7 +126,6 @@ def _loads(name: str, experts: int, choices: int, sequences: int) -> list[np.nda
         ("deepseek-v3-like", 256, 8, 100, 5.0, 6.5),
         ("mixtral-like", 8, 2, 100, 1.08, 1.33),
         ("olmoe-like", 64, 8, 100, 2.3, 3.02),
-        ("gpt-oss-like", 32, 4, 100, 2.3, 3.0),
         ("bias-balanced", 64, 6, 0, 1.03, 1.05),  # no sequences: what is static, as over endless sequences
         ("aux-loss-balanced", 64, 6, 0, 1.45, 1.55),
         ("collapsed", 256, 4, 0, 15.5, 20.0),
@@ -135,11 +139,37 @@ def test_profiles_reproduce_the_imbalance_they_cite(
     assert low - 1e-9 <= np.median([load.max() / load.mean() for load in totals]) <= high + 1e-9
 
 
-def test_one_sequence_of_gpt_oss_is_as_uneven_as_measured() -> None:
-    """5.03 times the mean on the hottest of 32 experts, mean over layers and sequences of 511 tokens."""
-    draw = np.random.default_rng(8)
-    tokens = [draw.binomial(511, load) for load in _loads("gpt-oss-like", 32, 4, 100)]
-    assert np.mean([(load.max(1) / load.mean(1)).mean() for load in tokens]) == pytest.approx(5.03, rel=0.05)
+def test_gpt_oss_is_as_uneven_as_measured() -> None:
+    """5.03 times the mean on the hottest of 32 experts in one sequence of 511 tokens, 2.52 (1.95 to 3.78) on all."""
+    fitted = RoutingProfile.load(recorded.find("fitted", str(catalog.load("profiles", "gpt-oss-like").fitted)))
+    draws = ProfileDraws(
+        fitted, router_law=plain_law(32, 4), layers=24, ranks=100, tokens_per_rank=511, sequences_per_rank=1,
+        streams=Streams(0), mix={}, moment=None, blocks=False,
+    )  # fmt: skip
+    single, whole = [], []
+    for layer in range(24):
+        choices = draws.draw(layer, 0, 0, 100).choices.reshape(100, -1)
+        loads = np.stack([np.bincount(sequence, minlength=32) for sequence in choices]) * 32 / choices.shape[1]
+        single.append(loads.max(axis=1).mean())
+        whole.append(loads.mean(axis=0).max())
+    assert np.mean(single) == pytest.approx(5.03, rel=0.06)
+    assert np.median(whole) == pytest.approx(2.52, rel=0.15)
+
+
+def test_recorded_routings_are_named_and_say_where_they_come_from() -> None:
+    for name in recorded.names("traces"):
+        meta = store.load(recorded.find("traces", name)).meta
+        assert meta.device, name
+        assert not name.startswith("cpu-") or "cpu" in meta.device, "a CPU's trace is never called a GPU's"
+    for name in recorded.names("fitted"):
+        meta = RoutingProfile.load(recorded.find("fitted", name)).meta
+        assert meta.source, name
+        assert meta.goodness, name
+        assert recorded.find("fitted", name).stat().st_size <= 500_000
+    with pytest.raises(UnknownNameError, match="nearest: cpu-small-switch-top-1"):
+        recorded.find("traces", "cpu-small-switch-top1")
+    with pytest.raises(FileError, match="it is a folder"):
+        recorded.find("traces", "moesim/catalog")
 
 
 def test_unknown_names_offer_the_nearest() -> None:

@@ -18,7 +18,10 @@ from moesim.routing import _kernels, reference
 from moesim.routing.capacity import DIALECTS, CapacityRule, keep_first
 from moesim.routing.counts import RoutingCounts
 from moesim.routing.expected import distinct_places
+from moesim.routing.loads import layer_weights
+from moesim.routing.race_draws import RaceDraws
 from moesim.routing.routers import ROUTERS, router
+from moesim.routing.routers.top_k import SigmoidTopK, SoftmaxTopK
 from moesim.routing.sampler import RoutingSampler
 from moesim.specs.model import RouterSpec
 from moesim.specs.routing import CapacitySpec, LoadProfile
@@ -33,9 +36,10 @@ LIMITS = {
     "all-groups": {"groups": 8, "top_groups": 8},
     "one-expert-groups": {"groups": 32, "top_groups": 6, "group_score": "top2-sum"},
 }
+RACES = [rule for rule, kind in ROUTERS.items() if kind in (SoftmaxTopK, SigmoidTopK)]
 SPECS = [
     pytest.param(RouterSpec(rule=rule, **limit), id=f"{rule}/{name}")
-    for rule in ROUTERS
+    for rule in RACES
     for name, limit in LIMITS.items()
 ]
 V3 = RouterSpec(rule="sigmoid-top-k", groups=8, top_groups=4, group_score="top2-sum")
@@ -45,8 +49,24 @@ V3_SIZES = {"experts": 256, "top_k": 8, "ranks": 64, "tokens_per_rank": 2048}
 def sampler(spec: RouterSpec = PLAIN, profile: LoadProfile = SKEWED, **changes) -> RoutingSampler:
     numbers = {"experts": 32, "top_k": 4, "layers": 3, "ranks": 8, "ranks_per_domain": 3, "tokens_per_rank": 150}
     numbers |= {"sequences_per_rank": 2, "capacity": None, "streams": Streams(7)} | changes
-    numbers.setdefault("placement", expert_rank(numbers["experts"], numbers["ranks"]))
-    return RoutingSampler(router=spec, profile=profile, **numbers)
+    placement = numbers.get("placement", expert_rank(numbers["experts"], numbers["ranks"]))
+    return RoutingSampler(
+        race(spec, profile, **{key: value for key, value in numbers.items() if key in RACE}),
+        placement=placement,
+        **{
+            key: numbers[key]
+            for key in ("top_k", "tokens_per_rank", "ranks", "ranks_per_domain", "capacity", "streams")
+        },
+    )
+
+
+COUNTING = ("top_k", "tokens_per_rank", "ranks", "ranks_per_domain", "capacity", "streams")
+RACE = ("experts", "top_k", "layers", "ranks", "tokens_per_rank", "sequences_per_rank", "streams")
+
+
+def race(spec: RouterSpec, profile: LoadProfile, *, experts: int, top_k: int, layers: int, **numbers) -> RaceDraws:
+    popularity = layer_weights(profile, experts, layers, top_k, numbers["streams"])
+    return RaceDraws(router(spec, experts, top_k), profile, popularity, **numbers)
 
 
 def same(first: RoutingCounts, second: RoutingCounts) -> bool:
@@ -107,10 +127,11 @@ def twin_order(weights: np.ndarray, words: int, key: int, row: int) -> list[tupl
 
 def twin_choices(sample: RoutingSampler, layer: int, index: int, rank: int) -> np.ndarray:
     """What `RoutingSampler.choices` must give, rule by rule, from the whole order of arrival."""
-    law, S, T = sample._law, sample.sequences_per_rank, sample.tokens_per_rank
+    draws = sample.draws
+    law, S, T = draws._law, draws.sequences_per_rank, sample.tokens_per_rank
     weights = np.concatenate([np.broadcast_to(w, (max(len(w), (span.last - span.first) * S), w.shape[1]))
-                              for span, w in sample._spans(layer, index)])  # fmt: skip
-    key = mix((int(sample._seed(layer, index)) + (rank + 1) * 0x9E3779B97F4A7C15) & WORD)
+                              for span, w in draws._spans(layer, index, 0, sample.ranks, T)])  # fmt: skip
+    key = mix((int(draws._seed(layer, index)) + (rank + 1) * 0x9E3779B97F4A7C15) & WORD)
     chosen = []
     for row in range(T):
         sequence = next(s for s in range(S) if row < (s + 1) * T // S)
@@ -139,7 +160,7 @@ def test_choices_equal_the_twin(spec, profile):
 @pytest.mark.parametrize("dialect", [None, *DIALECTS])
 @pytest.mark.parametrize("limit", ["no-groups", "max", "top2-sum"])
 def test_counts_equal_the_plain_road(dialect, limit):
-    capacity = CapacitySpec(factor=1.0, dialect=dialect) if dialect else None
+    capacity = CapacitySpec(factor=1.0, dialect=dialect, priority="position") if dialect else None
     placement = np.random.default_rng(2).permutation(expert_rank(32, 8))
     drawn = sampler(RouterSpec(**LIMITS[limit]), capacity=capacity, placement=placement)
     counts = drawn.sample(1, 2)
@@ -150,7 +171,7 @@ def test_counts_equal_the_plain_road(dialect, limit):
         whole = rule.scope == "whole-group"
         rows = rule.capacity(150 * (8 if whole else 1), 32, 4)
         parts = choices.reshape(1, -1, 4) if whole else choices
-        kept = np.stack([keep_first(part, rows, rule.order) for part in parts]).reshape(choices.shape)
+        kept = np.stack([keep_first(part, rows, rule.precedence(4).order) for part in parts]).reshape(choices.shape)
         assert not kept.all()
     by_rank = [reference.count_places(choices[r], kept[r], placement, 8) for r in range(8)]
     by_domain = [reference.count_places(choices[r], kept[r], placement // 3, 3) for r in range(8)]
@@ -195,7 +216,7 @@ def test_more_draws_at_a_time_change_nothing():
     drawn = sampler(V3, **V3_SIZES)
     expected = drawn.choices(0, 0, 3)
     for draws in (1, 9, 33, 64, 200):
-        drawn._law = drawn._law._replace(draws=draws)
+        drawn.draws._law = drawn.draws._law._replace(draws=draws)
         np.testing.assert_array_equal(drawn.choices(0, 0, 3), expected)
 
 
@@ -213,7 +234,7 @@ def test_inclusion_probabilities_are_the_routers(spec, profile):
     """The race's law equals the router's on Gumbel logits: exactly but for "top2-sum" (see its bias below)."""
     drawn = sampler(spec, profile, tokens_per_rank=5000)
     fast = np.concatenate([drawn.choices(0, 0, rank) for rank in range(8)]).astype(np.int64)
-    plain = reference.draw(router(spec, 32, 4), drawn.popularity[0], 40_000, np.random.default_rng(1)).experts
+    plain = reference.draw(router(spec, 32, 4), drawn.draws.popularity[0], 40_000, np.random.default_rng(1)).experts
     assert standard_errors(fast, plain, 32).max() < 4.5
     for k in range(4):  # and so does the law of each place in the order
         assert standard_errors(fast[:, k : k + 1], plain[:, k : k + 1], 32).max() < 4.5
@@ -222,7 +243,7 @@ def test_inclusion_probabilities_are_the_routers(spec, profile):
 def test_inclusion_probabilities_against_plackett_luce():
     """Four experts, two chosen: every ordered pair's probability is known."""
     drawn = sampler(profile=LoadProfile(zipf=1.0), experts=4, top_k=2, ranks=2, tokens_per_rank=100_000)
-    w = drawn.popularity[1] / drawn.popularity[1].sum()
+    w = drawn.draws.popularity[1] / drawn.draws.popularity[1].sum()
     choices = np.concatenate([drawn.choices(1, 0, rank) for rank in range(2)])
     for a, b in permutations(range(4), 2):
         theory = w[a] * w[b] / (1 - w[a])
@@ -265,7 +286,7 @@ def test_bias_of_the_top2_sum_substitute(profile, experts, top_k, tolerance):
     drawn = sampler(V3, profile, experts=experts, top_k=top_k, ranks=ranks, tokens_per_rank=tokens, layers=1)
     fast = drawn.choices(0, 0, 0).astype(np.int64)
     rule, generator = router(V3, experts, top_k), np.random.default_rng(4)
-    parts = [reference.draw(rule, drawn.popularity[0], tokens // 8, generator).experts for _ in range(8)]
+    parts = [reference.draw(rule, drawn.draws.popularity[0], tokens // 8, generator).experts for _ in range(8)]
     plain = np.concatenate(parts)
     for places in (8, ranks):
         place = np.arange(experts) * places // experts
@@ -280,7 +301,7 @@ def test_bias_of_the_top2_sum_substitute(profile, experts, top_k, tolerance):
 
 def test_the_balanced_demand_is_the_mean_of_uniform_samples():
     drawn = sampler(RouterSpec(groups=8, top_groups=3), UNIFORM, tokens_per_rank=50_000)
-    mean = balanced_demand(Choices(32, 4, 8, 3), 8, drawn.ranks_per_domain, 50_000.0)
+    mean = balanced_demand(Choices(32, 4, 8, 3), 8, 3, 50_000.0)
     for name in ("copies", "rank_tokens", "domain_tokens"):
         np.testing.assert_allclose(getattr(drawn.sample(0, 0), name), getattr(mean, name), rtol=0.03, err_msg=name)
     assert mean.rank_tokens[0].sum() == pytest.approx(50_000 * distinct_places(8, 32, 4, 8, 3))

@@ -111,7 +111,7 @@ def test_a_huggingface_config_is_a_model(tmp_path: Path) -> None:
         ("cluster.gpu", "h100", "cluster.gpu", ["unknown gpu", "h100-sxm"]),
         ("cluster.fabric", "infinibnd", "cluster.fabric", ["unknown fabric"]),
         ("routing.load", "uniformm", "routing.load", ["unknown profile", "uniform"]),
-        ("routing.router", "nope", "routing.router", ["unknown router", "softmax-top-k"]),
+        ("routing.router", "nope", "routing.router", ["unknown router", "42 are known"]),
         ("dispatcher.kind", "deepep", "dispatcher.kind", ["unknown dispatcher", "deepep-normal"]),
         ("schedule.kind", "dualpip", "schedule.kind", ["dualpipe"]),
         ("cluster.gpus", 63, "cluster.gpus", ["63", "divide", "64"]),

@@ -77,7 +77,8 @@ def names(kind: str) -> tuple[str, ...]:
 
 def kinds() -> tuple[str, ...]:
     """What the catalog holds: "models", "gpus", ...; the data folder decides, an overlay adds none."""
-    return tuple(sorted({path.stem for path in _PACKAGED.iterdir() if path.is_dir() or path.suffix == ".yaml"}))
+    found = {path.stem for path in _PACKAGED.glob("*.yaml")} | {path.parent.stem for path in _PACKAGED.glob("*/*.yaml")}
+    return tuple(sorted(found))
 
 
 def not_modelled() -> dict[str, str]:

@@ -2,10 +2,10 @@
 
 L MoE layers, R ranks of the expert-parallel group, E experts, T tokens of a rank, K choices.
 
-Popularity of experts is the simulation's own (same streams). Inclusion: p = 1 - exp(-tau w) with sum p = K. An
-expert's rows spread by binomial sampling and by the sequences' tilt; the spread is laid out as the expected order
-statistics of a normal sample, shuffled, so that maxima are expected maxima. Left out: what a group limit does to
-uneven popularity, and correlation between experts of one sequence.
+Popularity of experts is the simulation's own (same streams); what a router makes of it is its rule's closed form. An
+expert's rows spread by the choices of single tokens and by the sequences' own taste; the spread is laid out as the
+expected order statistics of a log-normal sample, shuffled, so that maxima are expected maxima.
+Left out: what a group limit does to uneven popularity, and correlation between experts of one sequence.
 """
 
 from __future__ import annotations
@@ -21,23 +21,25 @@ from moesim.network.demand import Demand
 from moesim.network.dispatchers import PortTimes
 from moesim.randomness import Streams
 from moesim.routing.capacity import CapacityRule
-from moesim.routing.loads import layer_weights
+from moesim.step.draws import load_moments
 from moesim.step.model import StepModel
+from moesim.step.offload import beside, fetched_on_average, held_on_average
 from moesim.step.routed import PORT_ARRAYS, RoutedWork, padded_demand
 
 Floats = NDArray[np.float64]
 _PRICED_LAYERS = 8
 _NORMAL = NormalDist()  # the standard library's: importing scipy.special would take longer than the estimate
 _ERFC = np.frompyfunc(math.erfc, 1, 1)
-_NEWTON_STEPS = 12
 
 
 @dataclass(frozen=True)
 class _Loads:
-    """Rows [L, E] routed to and kept by each expert in one microbatch of the group."""
+    """Rows [L, E] routed to and kept by each expert in one microbatch of the group; `chance` [L, E] of a token in one
+    sequence."""
 
     routed: Floats
     kept: Floats
+    chance: Floats
 
 
 def expected_work(model: StepModel) -> RoutedWork | None:
@@ -48,7 +50,9 @@ def expected_work(model: StepModel) -> RoutedWork | None:
     ranks = model.scenario.parallelism.expert
     computed = model.computed_rows(loads.kept).reshape(len(loads.kept), 1, ranks, -1)
     # An expert with few expected rows often has none: the chance of at least one, as of a Poisson number.
-    forward, backward, weight = model.prices.experts(computed, None if model.padded else -np.expm1(-computed))
+    active = np.ones_like(computed) if model.padded else -np.expm1(-computed)
+    seconds = model.prices.experts(computed, None if model.padded else active)
+    forward, backward, weight = beside(model, seconds, fetched_on_average(model, active))
     dispatch, combine, traffic = _exchanges(model, computed.sum(axis=-1)[:, 0, :], _source_shares(model, loads.routed))
     return RoutedWork(
         dispatch=dispatch,
@@ -61,48 +65,48 @@ def expected_work(model: StepModel) -> RoutedWork | None:
         expert_kept=loads.kept[:, None, :],
         traffic=traffic,
         needed=np.full((len(loads.kept), 1), traffic.sum()),
+        held=held_on_average(model, loads.chance),
     )
-
-
-def inclusion(weights: Floats, top_k: int) -> Floats:
-    """Probability [..., E] that an expert is among a token's K, drawn in proportion to `weights` without repetition."""
-    experts = weights.shape[-1]
-    if top_k >= experts:
-        return np.ones_like(weights)
-    share = weights / weights.mean(axis=-1, keepdims=True)
-    tau = np.full((*weights.shape[:-1], 1), -np.log1p(-top_k / experts))
-    for _ in range(_NEWTON_STEPS):
-        miss = np.exp(-tau * share)
-        excess = (1 - miss).sum(axis=-1, keepdims=True) - top_k
-        tau = np.maximum(tau - excess / (share * miss).sum(axis=-1, keepdims=True), tau / 4)
-    chance: Floats = 1 - np.exp(-tau * share)
-    return chance
 
 
 def _loads(model: StepModel) -> _Loads:
     scenario = model.scenario
-    layers, experts, ranks = len(model.moe_index), scenario.model.n_experts, scenario.parallelism.expert
+    ranks = scenario.parallelism.expert
     tokens = scenario.tokens_per_rank * scenario.parallelism.expert_tensor
     streams = Streams(scenario.routing.seed)
-    chance = inclusion(layer_weights(scenario.routing.load, experts, layers, streams), scenario.model.top_k)
-    tilt = _tilt_variance(chance, scenario.routing.load.sequence_tilt)
+    found = load_moments(model)
     sequences = scenario.workload.micro_batch
-    single = tokens * chance * (1 - chance) + tokens**2 * tilt / sequences
-    mean, spread = tokens * ranks * chance, np.sqrt(ranks * single)
-    routed = np.maximum(0.0, mean + spread * _normal_scores(layers, experts, streams))
+    single = tokens * found.within + tokens**2 * found.between / sequences
+    # Rows that stand for a token: one, but in a soft mixture, whose slots stand for whole sequences.
+    stand = (
+        scenario.router.copies(tokens, sequences) / scenario.router.expected(np.ones(scenario.model.n_experts)).sum()
+    )
+    mean, spread = stand * ranks * found.chance, np.sqrt(ranks * single)
+    scores = _normal_scores(mean.shape[0], mean.shape[1], streams)
+    routed = _spread_out(mean, spread, scores)
     routed *= mean.sum(axis=-1, keepdims=True) / routed.sum(axis=-1, keepdims=True)
+    own = _spread_out(found.chance, np.sqrt(found.between), scores)
     rule = model.capacity_rule
     if rule is None:
-        return _Loads(routed, routed)
+        return _Loads(routed, routed, own)
     kept = _kept(rule, routed, np.sqrt(single), model)
-    return _Loads(routed, kept)
+    if rule.overflow != "drop":
+        kept = _moved(kept, routed, model.capacity_rows)
+    return _Loads(routed, kept, own)
 
 
-def _tilt_variance(chance: Floats, tilt: float) -> Floats:
-    """Variance over sequences of an expert's inclusion under a log-normal tilt of its weight, to first order."""
-    slope = -(1 - chance) * np.log1p(-np.minimum(chance, 1 - 1e-12))
-    variance: Floats = slope**2 * np.expm1(tilt**2)
-    return variance
+def _spread_out(mean: Floats, spread: Floats, scores: Floats) -> Floats:
+    """Values of that mean and deviation, log-normal: never negative, and skewed as sequences' tastes are."""
+    width = np.sqrt(np.log1p((spread / np.maximum(mean, 1e-300)) ** 2))
+    return np.asarray(mean * np.exp(width * scores - width**2 / 2))
+
+
+def _moved(kept: Floats, routed: Floats, capacity: float) -> Floats:
+    """Rows kept where what is too much for its expert goes to another one with room, as far as there is room."""
+    homeless = (routed - kept).sum(axis=-1, keepdims=True)
+    room = np.maximum(capacity - kept, 0.0)
+    share = np.minimum(1.0, homeless / np.maximum(room.sum(axis=-1, keepdims=True), 1e-300))
+    return np.asarray(kept + share * room)
 
 
 def _normal_scores(layers: int, experts: int, streams: Streams) -> Floats:

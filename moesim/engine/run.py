@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,8 +14,10 @@ from moesim.randomness import Streams
 from moesim.results.assemble import assemble
 from moesim.results.result import Result
 from moesim.results.summary import Observed
+from moesim.step.draws import routing_sampler
 from moesim.step.model import StepModel
-from moesim.step.routed import RoutedWork, even_work, price_layers, routing_sampler
+from moesim.step.offload import held_in_turn
+from moesim.step.routed import RoutedWork, even_work, price_layers
 
 Progress = Callable[[str, float], None]
 
@@ -63,7 +65,7 @@ def draw_routing(model: StepModel, tell: Progress) -> RoutedWork | None:
         lambda done: tell("routing tokens", done / layers),
     )
     check_routing(model, work)
-    return work
+    return replace(work, held=held_in_turn(model, lambda layer: sampler.choices(layer, 0, 0)))
 
 
 def observe(model: StepModel, steps: list[SimulatedStep], even_seconds: float | None = None) -> Observed:

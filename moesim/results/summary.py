@@ -20,7 +20,9 @@ from moesim.network.coefficients import law
 from moesim.provenance import Basis, Quantity, worst
 from moesim.scenario.scenario import Scenario
 from moesim.specs import parameters
+from moesim.step.draws import load_moments
 from moesim.step.model import StepModel
+from moesim.step.offload import expert_bytes
 from moesim.step.routed import RoutedWork
 
 EXCHANGED = ("dispatch", "combine")
@@ -285,7 +287,7 @@ class Summary:
         if self.routed is None:
             return {}
         work, profile = self.routed, self.scenario.routing.load
-        basis = worst(["fitted", profile.basis("zipf", "log_normal", "sequence_tilt")])
+        basis = worst(["fitted", profile.basis(*profile.law)])
         why = f"load {profile.name}; mean over {work.rows.shape[0]} MoE layers x {work.samples} samples"
 
         def spread(values: np.ndarray) -> tuple[float, float, float]:
@@ -297,6 +299,7 @@ class Summary:
         found = {
             "dropped_token_fraction": (1 - work.expert_kept.sum(-1) / np.maximum(copies, 1), "fraction"),
             "expert_load_max_over_mean": (experts.max(-1) / np.maximum(experts.mean(-1), 1e-12), "ratio"),
+            "expert_load_static_max_over_mean": (self._popularity_skew, "ratio"),
             "rank_load_max_over_mean": (work.rows.max(-1) / load, "ratio"),
             "idle_expert_fraction": ((experts == 0).mean(-1), "fraction"),
             "balancedness": (load / np.maximum(work.rows.max(-1), 1e-12), "ratio"),
@@ -308,6 +311,7 @@ class Summary:
         kept = work.expert_kept.sum()
         padding = float(1 - kept / work.rows.sum()) if work.rows.sum() > kept else 0.0
         metrics["padded_token_fraction"] = Quantity.exact(padding, "fraction", "rows computed that hold padding", basis)
+        metrics.update(self._cache())
         even = self.observed.even_seconds
         if even is not None:
             lost = self.step_seconds - even
@@ -317,6 +321,26 @@ class Summary:
                 why += "; dropped copies are work saved"
             metrics["skew_time"] = Quantity(lost, "s", lost - band, lost + band, basis, why)
         return metrics
+
+    @cached_property
+    def _popularity_skew(self) -> np.ndarray:
+        """Busiest expert over the mean [L] by what a token wants on average."""
+        chance = load_moments(self.model).chance
+        return np.asarray(chance.max(axis=-1) / chance.mean(axis=-1))
+
+    def _cache(self) -> dict[str, Quantity]:
+        """What off-loaded experts mean for tokens that come one by one."""
+        offload = self.scenario.placement.offload
+        if self.routed is None or self.routed.held is None or offload is None:
+            return {}
+        hits = self.routed.held
+        wanted = self.scenario.router.copies(1.0, 1.0) * len(self.model.moe_index)
+        seconds = (1.0 - hits) * wanted * expert_bytes(self.model) / offload.host_bandwidth
+        kept = f"{offload.resident} experts of each layer kept on each GPU, the {offload.keep} ones"
+        return {
+            "expert_cache_hit_fraction": Quantity.exact(hits, "fraction", kept, "assumed"),
+            "expert_fetch_time_per_token": Quantity.exact(seconds, "s", "bf16 weights, no overlap", "assumed"),
+        }
 
     def _memory(self) -> dict[str, Quantity]:
         need, have = sum(self.memory.values()), self.scenario.cluster.gpu.memory

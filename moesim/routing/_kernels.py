@@ -1,4 +1,4 @@
-"""The compiled road of the sampler: draws every token's experts and counts where they go, without Python's lock.
+"""The compiled road of the sampler: draws every token's experts in a race, and counts where they go.
 
 T tokens of a source rank, S sequences, E experts, K choices, G groups, R ranks, N domains; B tokens of a block, each of
 D draws.
@@ -61,15 +61,6 @@ class Places(NamedTuple):
     domain: Counters
 
 
-class Limit(NamedTuple):
-    """Rows that an expert takes, from each source or from the whole group (-1: no limit, from each source), and the
-    order: all first choices before all second ones, or token by token."""
-
-    rows: int
-    whole_group: bool
-    choice_major: bool
-
-
 class Span(NamedTuple):
     """Source ranks `first` to `last`, each with T tokens in S sequences of equal length."""
 
@@ -80,12 +71,11 @@ class Span(NamedTuple):
 
 
 class Tallies(NamedTuple):
-    """What a call adds to, as in RoutingCounts: [R, R], [R, R], [R, N], [E], [E]."""
+    """What a call adds to, as in RoutingCounts: [R, R], [R, R], [R, N], [E]."""
 
     copies: Counters
     rank_tokens: Counters
     domain_tokens: Counters
-    expert_routed: Counters
     expert_kept: Counters
 
 
@@ -361,17 +351,6 @@ def draw_source(law: Law, weights: Floats, seed: np.uint64, source: int, sequenc
 
 
 @compiled
-def keep_first(choices: Names, top_k: int, limit: Limit, filled: Counters) -> None:
-    """Replace the choices that come too late for their expert by E, and count all of them in `filled` [E]."""
-    E, T = filled.size, choices.size // top_k
-    for i in range(choices.size):
-        at = (i % T) * top_k + i // T if limit.choice_major else i
-        e = choices[at]
-        choices[at] = e if filled[e] < limit.rows else E
-        filled[e] += I32(1)
-
-
-@compiled
 def count_places(
     choices: Names, top_k: int, places: Places, by_expert: Counters, by_rank: Counters, by_domain: Counters
 ) -> None:
@@ -398,29 +377,25 @@ def count_places(
 
 
 @compiled
-def sample_sources(
-    law: Law, weights: Floats, places: Places, limit: Limit, span: Span, seed: np.uint64, tallies: Tallies
-) -> None:
-    """Draw and count the tokens of a span of sources; weights [1 or sources * S, E]."""
-    E, R, N = weights.shape[1], tallies.rank_tokens.shape[1], tallies.domain_tokens.shape[1]
-    choices = np.empty(span.tokens * law.top_k, np.uint16)
-    filled, by_expert = np.zeros(E, np.int32), np.empty(E + 1, np.int32)
-    by_rank, by_domain = np.empty(R + 1, np.int32), np.empty(N + 1, np.int32)
+def draw_sources(law: Law, weights: Floats, span: Span, seed: np.uint64, choices: Names) -> None:
+    """Draw all choices [sources, T * K] of a span of sources; weights [1 or sources * S, E]."""
     for source in range(span.first, span.last):
         row = (source - span.first) * span.sequences
         own = weights[row : row + span.sequences] if weights.shape[0] > 1 else weights
-        draw_source(law, own, seed, source, span.sequences, choices)
-        if limit.rows >= 0:
-            for e in range(E):
-                filled[e] = tallies.expert_routed[e] if limit.whole_group else 0
-            keep_first(choices, law.top_k, limit, filled)
-        count_places(choices, law.top_k, places, by_expert, by_rank, by_domain)
+        draw_source(law, own, seed, source, span.sequences, choices[source - span.first])
+
+
+@compiled
+def count_sources(choices: Names, top_k: int, places: Places, first: int, tallies: Tallies) -> None:
+    """Count the kept choices [sources, T * K] of sources `first` and on."""
+    E, R, N = tallies.expert_kept.size, tallies.rank_tokens.shape[1], tallies.domain_tokens.shape[1]
+    by_expert, by_rank, by_domain = np.empty(E + 1, np.int32), np.empty(R + 1, np.int32), np.empty(N + 1, np.int32)
+    for i in range(choices.shape[0]):
+        source = first + i
+        count_places(choices[i], top_k, places, by_expert, by_rank, by_domain)
         for e in range(E):
-            kept = by_expert[e]
-            tallies.copies[source, places.rank[e]] += kept
-            tallies.expert_kept[e] += kept
-            routed = filled[e] if limit.rows >= 0 else kept
-            tallies.expert_routed[e] = routed if limit.whole_group else tallies.expert_routed[e] + routed
+            tallies.copies[source, places.rank[e]] += by_expert[e]
+            tallies.expert_kept[e] += by_expert[e]
         for r in range(R):
             tallies.rank_tokens[source, r] = by_rank[r]
         for d in range(N):

@@ -1,6 +1,6 @@
-"""The fast road from a load profile to counts: draws the tokens of an expert-parallel group, layer by layer.
+"""From drawn choices to counts: what an expert-parallel group's dispatch has to move, and its experts to compute.
 
-T tokens of a source rank, E experts, K choices, R ranks, N domains, S sequences of a source rank.
+T tokens of a source rank, E experts, K choices, R ranks, N domains.
 """
 
 from __future__ import annotations
@@ -10,140 +10,98 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.errors import InternalError, UserError
+from moesim.errors import InternalError
 from moesim.randomness import Streams
 from moesim.routing import _kernels
 from moesim.routing.capacity import CapacityRule
 from moesim.routing.counts import RoutingCounts
-from moesim.routing.loads import layer_weights, normalized
-from moesim.routing.routers import router as router_of
-from moesim.routing.routers.top_k import TopKRouter
-from moesim.specs.model import RouterSpec
-from moesim.specs.routing import CapacitySpec, LoadProfile
+from moesim.routing.drawn import Drawn, Draws
+from moesim.routing.overflow import Gating, Scores, gates_of, settle
+from moesim.specs.routing import CapacitySpec
 
-Floats = NDArray[np.float64]
-
-ALIAS_DRAWS_PER_CHOICE, ALIAS_DRAWS = 4, 32
-SCORE_SCALE = 2.0**14 - 1
-MOST_EXPERTS = 2**16 - 1
+Names = NDArray[np.uint16]
+SPAN_CHOICES = 1 << 20
 MOST_ROWS = 2**31 - 1
-WEIGHT_ROWS = 64
 
 
 class RoutingSampler:
-    """Draws where the tokens of one expert-parallel group go; every (layer, sample) is a stream of its own.
+    """Counts where the tokens of one expert-parallel group go; every (layer, sample) is a stream of its own.
 
-    `layers` counts MoE layers; `placement` [E] is the rank of each expert; domains are `ranks_per_domain` consecutive
-    ranks, the last perhaps fewer. Each source rank holds `sequences_per_rank` sequences of `tokens_per_rank` tokens in
-    all. The profile's popularity is that of the choices made, any selection bias included. `capacity` None: dropless.
-    Pure, safe to share between threads, and free of Python's lock while it draws.
+    `layer` counts MoE layers; `placement` [E] is the rank of each expert; domains are `ranks_per_domain` consecutive
+    ranks, the last perhaps fewer. `capacity` None: dropless. `gating`: what gates are, where capacity asks for them and
+    the draws do not know. Pure, and safe to share between threads.
     """
 
     def __init__(
         self,
+        draws: Draws,
         *,
-        router: RouterSpec,
-        profile: LoadProfile,
-        experts: int,
         top_k: int,
-        layers: int,
+        tokens_per_rank: int,
         ranks: int,
         ranks_per_domain: int,
-        tokens_per_rank: int,
-        sequences_per_rank: int,
         capacity: CapacitySpec | None,
         placement: NDArray[np.int64],
         streams: Streams,
+        gating: Gating = "softmax",
     ) -> None:
-        rule = router_of(router, experts, top_k)
-        if not isinstance(rule, TopKRouter):
-            raise UserError(f"router rule {router.rule!r} cannot be sampled from a load profile")
-        if experts > MOST_EXPERTS:
-            raise UserError(f"{experts} experts: at most {MOST_EXPERTS} can be sampled")
-        if ranks * tokens_per_rank > MOST_ROWS:
-            raise UserError(f"{ranks} ranks of {tokens_per_rank} tokens: at most {MOST_ROWS} tokens can be sampled")
-        self.router, self.profile, self.streams = router, profile, streams
-        self.experts, self.top_k, self.layers, self.ranks = experts, top_k, layers, ranks
-        self.ranks_per_domain = ranks_per_domain
-        self.domains = -(-ranks // ranks_per_domain)
-        self.tokens_per_rank, self.sequences_per_rank = tokens_per_rank, max(1, sequences_per_rank)
-        self.placement = np.asarray(placement, dtype=np.int64)
-        if self.placement.shape != (experts,) or not np.isin(self.placement, np.arange(ranks)).all():
-            raise InternalError(f"placement must give each of {experts} experts one of {ranks} ranks")
-        self.popularity = layer_weights(profile, experts, layers, streams)
-        self._law = race_law(rule)
-        rule_of_capacity = CapacityRule.of(capacity) if capacity else None
-        self._limit = capacity_limit(rule_of_capacity, tokens_per_rank, ranks, experts, top_k)
+        placement = np.asarray(placement, dtype=np.int64)
+        self.draws, self.streams, self.gating = draws, streams, gating
+        self.top_k, self.tokens_per_rank, self.ranks = top_k, tokens_per_rank, ranks
+        self.experts, self.domains = placement.size, -(-ranks // ranks_per_domain)
+        if placement.ndim != 1 or not np.isin(placement, np.arange(ranks)).all():
+            raise InternalError(f"placement must give each expert one of {ranks} ranks")
+        self.rule = CapacityRule.of(capacity) if capacity else None
         self._places = _kernels.Places(
-            np.append(self.placement, ranks).astype(np.int32),
-            np.append(self.placement // ranks_per_domain, self.domains).astype(np.int32),
+            np.append(placement, ranks).astype(np.int32),
+            np.append(placement // ranks_per_domain, self.domains).astype(np.int32),
         )
 
     def sample(self, layer: int, sample: int) -> RoutingCounts:
-        """Counts of one microbatch in one MoE layer; `layer` counts MoE layers from 0."""
+        """Counts of one microbatch in one MoE layer."""
         R, N, E = self.ranks, self.domains, self.experts
-        tallies = _kernels.Tallies(*(np.zeros(shape, np.int32) for shape in ((R, R), (R, R), (R, N), E, E)))
-        for span, weights in self._spans(layer, sample):
-            _kernels.sample_sources(
-                self._law, weights, self._places, self._limit, span, self._seed(layer, sample), tallies
-            )
-        return RoutingCounts(tokens=np.full(R, self.tokens_per_rank, np.int32), **tallies._asdict())
+        tallies = _kernels.Tallies(*(np.zeros(shape, np.int32) for shape in ((R, R), (R, R), (R, N), E)))
+        routed = np.zeros(E + 1, np.int64)
+        for first, last in self._spans():
+            drawn = self.draws.draw(layer, sample, first, last)
+            kept = self._settle(drawn, layer, sample, first, routed)
+            flat = np.ascontiguousarray(kept).reshape(last - first, -1)
+            _kernels.count_sources(flat, kept.shape[2], self._places, first, tallies)
+        expert_routed = tallies.expert_kept if self.rule is None else routed[:E].astype(np.int32)
+        tokens = np.full(R, self.tokens_per_rank, np.int32)
+        return RoutingCounts(tokens=tokens, expert_routed=expert_routed, **tallies._asdict())
 
-    def choices(self, layer: int, sample: int, rank: int) -> NDArray[np.uint16]:
-        """The routed experts [T, K] of one source rank's tokens, best first: what `sample` counts."""
-        choices = np.empty(self.tokens_per_rank * self.top_k, np.uint16)
-        S = self.sequences_per_rank
-        span, weights = next(pair for pair in self._spans(layer, sample) if pair[0].first <= rank < pair[0].last)
-        own = weights[(rank - span.first) * S :][:S] if len(weights) > 1 else weights
-        _kernels.draw_source(self._law, own, self._seed(layer, sample), rank, S, choices)
-        return choices.reshape(self.tokens_per_rank, self.top_k)
+    def choices(self, layer: int, sample: int, rank: int) -> Names:
+        """The routed experts [T, K] of one source rank's tokens, best first: what `sample` counts, before drops."""
+        return np.asarray(self.draws.draw(layer, sample, rank, rank + 1).choices[0])
 
-    def _seed(self, layer: int, sample: int) -> np.uint64:
-        return np.uint64(self.streams.integer(f"routing/layer{layer}/sample{sample}/tokens"))
+    def _spans(self) -> Iterator[tuple[int, int]]:
+        """Source ranks in turn, a bounded number at a time; all of them where capacity counts the whole group."""
+        whole = self.rule is not None and self.rule.scope == "whole-group"
+        step = self.ranks if whole else max(1, SPAN_CHOICES // (self.tokens_per_rank * self.top_k))
+        for first in range(0, self.ranks, step):
+            yield first, min(first + step, self.ranks)
 
-    def _spans(self, layer: int, sample: int) -> Iterator[tuple[_kernels.Span, Floats]]:
-        """Source ranks in turn with the weights of their sequences, a bounded number of rows at a time."""
-        R, T, S = self.ranks, self.tokens_per_rank, self.sequences_per_rank
-        popularity, tilt = self.popularity[layer], self.profile.sequence_tilt
-        if tilt == 0.0:
-            yield _kernels.Span(0, R, T, S), popularity[None, :]
-            return
-        generator = self.streams.generator(f"routing/layer{layer}/sample{sample}")
-        step = max(1, WEIGHT_ROWS // S)
-        for first in range(0, R, step):
-            last = min(first + step, R)
-            tilts = generator.standard_normal(((last - first) * S, self.experts))
-            yield _kernels.Span(first, last, T, S), normalized(np.log(popularity) + tilt * tilts)
-
-
-def race_law(router: TopKRouter) -> _kernels.Law:
-    """A router as a filter over the order in which experts arrive in a race.
-
-    The n-th draw arrives at its mean time n/E (weights have mean 1), so that for "top2-sum" a group's score is that of
-    the mean times of its two first experts; for "max" the order alone decides, exactly.
-    """
-    spec, E, K = router.spec, router.experts, router.top_k
-    limited = spec.top_groups < spec.groups
-    best = 0 if not limited else 2 if spec.group_score == "top2-sum" and spec.groups < E else 1
-    groups = spec.groups if limited else 1
-    words = ALIAS_DRAWS_PER_CHOICE * K + ALIAS_DRAWS
-    scores = 1.0 / (router.race_offset + np.arange(1, words + E + 2) / E)
-    return _kernels.Law(
-        top_k=K,
-        best=best,
-        groups=groups,
-        top_groups=spec.top_groups,
-        draws=min(K + K * (1, 4, 7)[best] // 4, words + E),
-        words=words,
-        group=(np.arange(E + 1) * groups // E).astype(np.uint16),
-        score=np.rint(scores / scores[0] * SCORE_SCALE).astype(np.int16),
-    )
-
-
-def capacity_limit(rule: CapacityRule | None, tokens: int, ranks: int, experts: int, top_k: int) -> _kernels.Limit:
-    """A capacity rule, or none, for `ranks` sources of `tokens` each."""
-    if rule is None:
-        return _kernels.Limit(rows=-1, whole_group=False, choice_major=False)
-    whole_group = rule.scope == "whole-group"
-    rows = rule.capacity(tokens * (ranks if whole_group else 1), experts, top_k)
-    return _kernels.Limit(min(rows, MOST_ROWS), whole_group, rule.order == "choice-major")
+    def _settle(self, drawn: Drawn, layer: int, sample: int, first: int, routed: NDArray[np.int64]) -> Names:
+        """The choices [n, T, K] after capacity: E for what is dropped. Adds what was routed [E+1] to `routed`."""
+        if self.rule is None:
+            return drawn.choices
+        n, T, K = drawn.choices.shape
+        routed += np.bincount(drawn.choices.ravel(), minlength=self.experts + 1)
+        scopes = 1 if self.rule.scope == "whole-group" else n
+        choices, row = drawn.choices.reshape(scopes, -1, K), drawn.row.reshape(scopes, -1)
+        capacity = self.rule.capacity(self.tokens_per_rank * (n // scopes), self.experts, self.top_k)
+        rows = np.full(self.experts, min(capacity, MOST_ROWS))
+        by_gate = self.rule.precedence(K).by_gate
+        settled = np.empty_like(choices)
+        for i in range(scopes):
+            seed = self.streams.integer(f"routing/layer{layer}/sample{sample}/capacity{first + i}")
+            gates = None
+            if by_gate and np.bincount(choices[i].ravel())[: self.experts].max(initial=0) > capacity:
+                if drawn.gates is None:
+                    gates = gates_of(choices[i], drawn.weights, row[i], seed, self.gating)
+                else:
+                    gates = drawn.gates.reshape(scopes, -1, K)[i]
+            scores = Scores(drawn.weights, row[i])
+            settled[i] = settle(self.rule, choices[i], rows, gates=gates, scores=scores, seed=seed).choices
+        return settled.reshape(n, T, K)

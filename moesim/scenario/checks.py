@@ -8,7 +8,7 @@ from math import prod
 from moesim.errors import Problem, nearest_hint
 from moesim.network.dispatchers import DISPATCHERS
 from moesim.network.topology import group
-from moesim.routing.routers import ROUTERS
+from moesim.scenario import routing_checks
 from moesim.scenario.scenario import Scenario
 
 Check = Callable[[Scenario], Iterator[Problem]]
@@ -26,53 +26,6 @@ def gpus_fill_the_layout(scenario: Scenario) -> Iterator[Problem]:
         yield Problem(
             "parallelism.data", f"{gpus} GPUs / ({shape}) leave data {gpus // product}, not {layout.data}; or say auto"
         )
-
-
-def experts_fit_the_ranks(scenario: Scenario) -> Iterator[Problem]:
-    """Expert parallelism needs experts to divide, and ranks that exist in one pipeline stage."""
-    layout, model, gpus = scenario.parallelism, scenario.model, scenario.cluster.gpus
-    where = "parallelism.expert"
-    if not model.is_moe:
-        if layout.expert > 1 or layout.expert_tensor > 1:
-            yield Problem(where, f"{model.name} has no experts; allowed: 1 (also for expert_tensor)")
-        return
-    if model.n_experts % layout.expert:
-        allowed = [degree for degree in range(1, model.n_experts + 1) if model.n_experts % degree == 0]
-        nearest = min(allowed, key=lambda degree: abs(degree - layout.expert))
-        yield Problem(where, f"{model.n_experts} experts do not divide over {layout.expert} ranks; nearest: {nearest}")
-    stage = max(1, gpus // layout.pipeline)
-    ranks = layout.expert * layout.expert_tensor
-    if ranks > stage or stage % ranks:
-        reason = "has only" if ranks > stage else "does not divide:"
-        yield Problem(
-            where,
-            f"expert {layout.expert} x expert_tensor {layout.expert_tensor} = {ranks} ranks, but a pipeline stage"
-            f" {reason} {stage} GPUs ({gpus} / pipeline {layout.pipeline})",
-        )
-
-
-def router_fits_the_experts(scenario: Scenario) -> Iterator[Problem]:
-    """top-k <= experts, groups divide the experts, and the allowed groups hold top-k."""
-    model, router = scenario.model, scenario.model.router
-    if model.moe_layers and not model.n_experts:
-        yield Problem("model.n_experts", f"{model.moe_layers} MoE layers need experts; got 0")
-    if not model.is_moe:
-        return
-    if not 1 <= model.top_k <= model.n_experts:
-        yield Problem("model.top_k", f"must be from 1 to n_experts {model.n_experts}, got {model.top_k}")
-        return
-    if not model.d_ff_expert:
-        yield Problem("model.d_ff_expert", "an MoE model needs the experts' hidden width")
-    if model.n_experts % router.groups:
-        yield Problem("model.router.groups", f"{model.n_experts} experts do not divide into {router.groups} groups")
-    elif router.top_groups > router.groups:
-        yield Problem("model.router.top_groups", f"{router.top_groups} of {router.groups} groups cannot be kept")
-    elif router.groups > 1 and router.top_groups * (model.n_experts // router.groups) < model.top_k:
-        yield Problem(
-            "model.router.top_groups", f"{router.top_groups} groups hold fewer experts than top-{model.top_k}"
-        )
-    if router.rule not in ROUTERS:
-        yield Problem("routing.router", f"unknown router {router.rule!r}{nearest_hint(router.rule, ROUTERS)}")
 
 
 def batch_fills_the_replicas(scenario: Scenario) -> Iterator[Problem]:
@@ -200,18 +153,6 @@ def stragglers_exist(scenario: Scenario) -> Iterator[Problem]:
             )
 
 
-def thinning_is_even(scenario: Scenario) -> Iterator[Problem]:
-    """Drawn tokens stand for equally many; capacity counts every token."""
-    drawn, tokens = scenario.simulation.sampled_tokens, scenario.tokens_per_rank * scenario.parallelism.expert_tensor
-    if drawn is None:
-        return
-    where = "simulation.sampled_tokens"
-    if tokens % drawn:
-        yield Problem(where, f"{drawn} does not divide the {tokens} tokens that a rank routes in a microbatch")
-    if scenario.routing.capacity != "dropless":
-        yield Problem(where, "expert capacity counts every token; leave it out, or route dropless")
-
-
 def model_adds_up(scenario: Scenario) -> Iterator[Problem]:
     """Layers, heads and widths of a model agree with each other."""
     model = scenario.model
@@ -270,8 +211,7 @@ MOST_WORKS, MOST_RANKS = 1_000_000, 4096
 CHECKS: tuple[Check, ...] = (
     model_adds_up,
     gpus_fill_the_layout,
-    experts_fit_the_ranks,
-    router_fits_the_experts,
+    *routing_checks.CHECKS,
     batch_fills_the_replicas,
     schedule_runs,
     pipeline_layout_is_whole,
@@ -280,7 +220,6 @@ CHECKS: tuple[Check, ...] = (
     cluster_is_connected,
     dispatcher_is_known,
     stragglers_exist,
-    thinning_is_even,
     dispatcher_runs_here,
     size_is_computable,
 )

@@ -12,10 +12,11 @@ import yaml
 from pydantic import ValidationError
 
 from moesim import catalog
-from moesim.catalog import huggingface
+from moesim.catalog import huggingface, recorded
 from moesim.catalog.yaml_files import parse_mapping, read_mapping
 from moesim.errors import Problem, ScenarioError, UserError, nearest_hint, shorten
 from moesim.scenario.checks import problems as cross_field_problems
+from moesim.scenario.recorded_load import resolve_load
 from moesim.scenario.scenario import Scenario
 from moesim.specs.explain import explain
 
@@ -120,6 +121,7 @@ def _resolve(document: Document, found: list[Problem], folder: Path) -> Document
     if routing is None or isinstance(routing, dict):
         resolved["routing"] = _routing(routing or {}, found, folder)
         _router(resolved, found)
+        resolve_load(resolved, found, folder)
     for key in ("schedule", "dispatcher"):
         if isinstance(resolved.get(key), str):
             resolved[key] = {"kind": resolved[key]}
@@ -171,12 +173,11 @@ def _default_fabric(gpu: Document) -> str:
 
 
 def _routing(routing: Document, found: list[Problem], folder: Path) -> Document:
-    """The routing with its load as a profile: a name, `{zipf: x}`, `{log_normal: x}`, or an inline profile."""
+    """The routing with its load as a profile: a name, `{zipf: x}`, `{trace: FILE}`, or any inline profile."""
     routing = dict(routing)
     load = routing.get("load", "uniform")
-    if isinstance(load, dict) and "trace" in load:
-        found.append(Problem("routing.load", "loads from a trace are not read by this release; name a profile"))
-        load = "uniform"
+    if isinstance(load, str) and load not in catalog.names("profiles") and load in recorded.names("traces"):
+        load = {"trace": load}
     routing["load"] = _entry("profiles", load, "routing.load", found, folder)
     return routing
 
@@ -187,8 +188,8 @@ def _router(resolved: Document, found: list[Problem]) -> None:
     if router == "model-default" or not isinstance(model, dict):
         return
     known = catalog.names("routers")
-    changes = {"rule": router} if isinstance(router, str) else dict(router) if isinstance(router, dict) else {}
-    name = changes.pop("name", changes.get("rule"))
+    changes = dict(router) if isinstance(router, dict) else {}
+    name = router if isinstance(router, str) else changes.pop("name", changes.get("rule"))
     if name is None:
         found.append(
             Problem("routing.router", f"expected model-default, a name, or {{name: ...}}{nearest_hint('', known)}")
@@ -197,9 +198,8 @@ def _router(resolved: Document, found: list[Problem]) -> None:
     if name not in known:
         found.append(Problem("routing.router", f"unknown router {shorten(name)!r}{nearest_hint(str(name), known)}"))
         return
-    base = model.get("router") if isinstance(model.get("router"), dict) else {}
     rule = {key: value for key, value in catalog.raw("routers", str(name)).items() if key != "sources"}
-    resolved["model"] = {**model, "router": {**(base or {}), **rule, **changes}}
+    resolved["model"] = {**model, "router": {**rule, **changes}}
 
 
 def to_yaml(document: Document) -> str:

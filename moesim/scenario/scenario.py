@@ -8,9 +8,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from moesim.routing.routers import router
+from moesim.routing.routers.base import Router
 from moesim.specs.base import Spec
 from moesim.specs.cluster import ClusterSpec
-from moesim.specs.model import ModelSpec
+from moesim.specs.model import ModelSpec, RouterSpec
 from moesim.specs.parallelism import OverlapSpec, ParallelismSpec, ScheduleSpec
 from moesim.specs.routing import RoutingSpec
 from moesim.specs.workload import (
@@ -77,10 +79,18 @@ class Scenario(Spec):
         return max(1, self.tokens_per_replica // self.parallelism.tensor)
 
     @cached_property
-    def copies_per_group(self) -> int:
-        """(token, expert) pairs of one microbatch that an expert-parallel group routes in one layer."""
+    def router(self) -> Router:
+        """The router's rule, for a layer's experts; a dense layer is one expert that takes every token."""
+        if not self.model.is_moe:
+            return router(RouterSpec(), 1, 1)
+        return router(self.model.router, self.model.n_experts, self.model.top_k)
+
+    @cached_property
+    def copies_per_group(self) -> float:
+        """(token, expert) pairs of one microbatch that an expert-parallel group routes in one layer, on average."""
         layout = self.parallelism
-        return self.tokens_per_rank * layout.expert * layout.expert_tensor * self.model.top_k
+        tokens = self.tokens_per_rank * layout.expert_tensor
+        return layout.expert * self.router.copies(tokens, self.workload.micro_batch)
 
     @cached_property
     def tokens_stood_for(self) -> int:

@@ -22,6 +22,8 @@ def _device(model: StepModel, device: int, routed: RoutedWork | None) -> dict[st
     parts: dict[str, float] = {}
     for prefix, count, copies in (("", held.dense, ranks.dense), ("expert ", held.expert, ranks.expert)):
         found = state_bytes(count, _shards(scenario, copies), scenario.precision)
+        if prefix and scenario.placement.offload is not None:
+            found = _resident(scenario, found)
         parts.update({prefix + name: size for name, size in found.items() if size})
     kept, most = _rows_per_token(model, device, routed)
     parts["activations"] = _activations(model, device, kept)
@@ -34,6 +36,14 @@ def _device(model: StepModel, device: int, routed: RoutedWork | None) -> dict[st
         parts["dispatch buffers"] = float(scenario.tokens_per_rank * most * (copy.dispatch + copy.combine))
     parts["libraries and fragmentation"] = float(coefficients()["fixed_bytes"])
     return parts
+
+
+def _resident(scenario: Scenario, found: dict[str, float]) -> dict[str, float]:
+    """What is left on the GPU of the experts' states: weights and gradients of the resident ones."""
+    offload = scenario.placement.offload
+    local = scenario.model.n_experts / scenario.parallelism.expert
+    share = min(1.0, offload.resident / local) if offload is not None else 1.0
+    return {"weights": share * found["weights"], "gradients": share * found["gradients"], "optimizer": 0.0}
 
 
 def _rows_per_token(model: StepModel, device: int, routed: RoutedWork | None) -> tuple[float, float]:

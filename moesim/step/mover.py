@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from moesim.errors import Problem, ScenarioError
 from moesim.network.demand import Choices, Demand, balanced_demand
 from moesim.network.dispatchers import Dispatcher, ExchangeTimes, Payload, PortTimes, choose, dispatcher, payload
@@ -11,11 +14,13 @@ from moesim.network.topology import GroupNetwork, group
 from moesim.scenario.scenario import Scenario
 from moesim.step.stack import time_factor
 
+Floats = NDArray[np.float64]
+
 
 @dataclass(frozen=True)
 class Mover:
-    """A dispatcher on its network. `factor`: how much longer the software
-    stack takes; `even`: its times at perfectly balanced routing, of `even_demand`; `reason`: why it was chosen."""
+    """A dispatcher on its network. `factor`: how much longer the software stack takes; `exchanges`: dispatches that the
+    router needs a layer; `even`: times at perfectly balanced routing, of `even_demand`; `reason`: why it was chosen."""
 
     dispatcher: Dispatcher
     network: GroupNetwork
@@ -23,6 +28,7 @@ class Mover:
     multiprocessors: int | None
     network_model: str
     factor: float
+    exchanges: int
     even: ExchangeTimes
     even_demand: Demand
     reason: str
@@ -35,19 +41,50 @@ class Mover:
     def times(self, demand: Demand) -> ExchangeTimes:
         """Seconds and bytes of dispatch and combine for a batch of demands."""
         found = self.dispatcher.times(demand, self.network, self.payload, self.multiprocessors, self.network_model)
-        return scaled(found, self.factor)
+        return scaled(found, self.factor, self.exchanges)
 
 
-def scaled(times: ExchangeTimes, factor: float) -> ExchangeTimes:
-    """The same exchange `factor` times as long."""
-    if factor == 1.0:
+def scaled(times: ExchangeTimes, factor: float, exchanges: int = 1) -> ExchangeTimes:
+    """The same exchange `factor` times as long, done `exchanges` times over."""
+    if factor * exchanges == 1.0:
         return times
 
     def longer(port: PortTimes) -> PortTimes:
-        send, receive = port.send * factor, port.receive * factor
-        return replace(port, latency=port.latency * factor, send=send, receive=receive)
+        seconds = {name: getattr(port, name) * (factor * exchanges) for name in ("latency", "send", "receive")}
+        moved = ("bytes_up", "bytes_out", "received_up", "received_out")
+        return replace(port, **seconds, **{name: getattr(port, name) * exchanges for name in moved})
 
     return replace(times, dispatch=longer(times.dispatch), combine=longer(times.combine))
+
+
+def even_demand(scenario: Scenario, network: GroupNetwork) -> Demand:
+    """What a microbatch moves at perfectly balanced routing, by the copies that the router makes of a token."""
+    layout, rule = scenario.parallelism, scenario.router
+    tokens, ranks, domain = float(scenario.tokens_per_rank), layout.expert, network.ranks_per_domain
+    of_all = tokens * layout.expert_tensor
+    each = rule.copies(of_all, scenario.workload.micro_batch) / of_all
+
+    def by_choices(top_k: int) -> Demand:
+        return balanced_demand(
+            Choices(rule.experts, top_k, rule.spec.groups, rule.spec.top_groups), ranks, domain, tokens
+        )
+
+    whole = int(each + 1e-9)
+    if not rule.slotted and each - whole < 1e-9:
+        return by_choices(whole)
+    if rule.slotted:
+        # A slot is a row of its own: nothing to share between the experts of a rank.
+        sizes = np.diff(np.append(np.arange(0, ranks, domain), ranks))
+        square = np.full((ranks, ranks), each * tokens / ranks)
+        by_domain = np.tile(each * tokens / ranks * sizes, (ranks, 1))
+        return Demand(square, square, by_domain, np.full(ranks, tokens), domain)
+    more, less = by_choices(whole + 1), by_choices(max(1, whole))
+    share = each - whole
+
+    def between(name: str) -> Floats:
+        return np.asarray(share * getattr(more, name) + (1 - share) * (whole > 0) * getattr(less, name))
+
+    return Demand(between("copies"), between("rank_tokens"), between("domain_tokens"), more.tokens, domain)
 
 
 def mover(scenario: Scenario) -> Mover:
@@ -58,8 +95,7 @@ def mover(scenario: Scenario) -> Mover:
     layout, model, precision = scenario.parallelism, scenario.model, scenario.precision
     network = group(scenario.cluster, layout.expert, stride=layout.expert_tensor)
     copy = payload(precision.dispatch, precision.combine, model.d_model, max(1, model.top_k))
-    choices = Choices(max(1, model.n_experts), max(1, model.top_k), model.router.groups, model.router.top_groups)
-    demand = balanced_demand(choices, layout.expert, network.ranks_per_domain, float(scenario.tokens_per_rank))
+    demand = even_demand(scenario, network)
     wanted, multiprocessors = scenario.dispatcher.kind, scenario.dispatcher.multiprocessors
     if wanted == "auto":
         choice = choose(demand, network, copy, multiprocessors)
@@ -69,7 +105,17 @@ def mover(scenario: Scenario) -> Mover:
         refusal = chosen.runs_on(network)
         if refusal is not None:
             raise ScenarioError([Problem("dispatcher.kind", refusal)], scenario.name)
-    even = chosen.times(demand, network, copy, multiprocessors, scenario.simulation.network)
-    factor = time_factor(scenario.stack, model.kernels)
-    network_model = scenario.simulation.network
-    return Mover(chosen, network, copy, multiprocessors, network_model, factor, scaled(even, factor), demand, reason)
+    model_of_network = scenario.simulation.network
+    found = Mover(
+        dispatcher=chosen,
+        network=network,
+        payload=copy,
+        multiprocessors=multiprocessors,
+        network_model=model_of_network,
+        factor=time_factor(scenario.stack, model.kernels),
+        exchanges=scenario.router.exchanges,
+        even=chosen.times(demand, network, copy, multiprocessors, model_of_network),
+        even_demand=demand,
+        reason=reason,
+    )
+    return replace(found, even=scaled(found.even, found.factor, found.exchanges))

@@ -272,7 +272,7 @@ class Prices:
     def _even_rows(self) -> Floats:
         """Rows of each local expert at even load."""
         local_experts = self.model.n_experts // self.scenario.parallelism.expert
-        copies = self.tokens * self.scenario.parallelism.expert_tensor * self.model.top_k
+        copies = self.scenario.copies_per_group / self.scenario.parallelism.expert
         return np.full(local_experts, copies / local_experts)
 
     @cached_property

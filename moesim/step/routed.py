@@ -17,11 +17,9 @@ from numpy.typing import NDArray
 from moesim.errors import InternalError
 from moesim.network.demand import Demand
 from moesim.network.dispatchers import ExchangeTimes, PortTimes
-from moesim.placement import expert_rank
-from moesim.randomness import Streams
 from moesim.routing.counts import RoutingCounts
-from moesim.routing.sampler import RoutingSampler
 from moesim.step.model import StepModel
+from moesim.step.offload import beside, fetched_in_turn, fetched_on_average
 
 Floats = NDArray[np.float64]
 Draw = Callable[[int, int], RoutingCounts]
@@ -33,7 +31,8 @@ class RoutedWork:
     """Everything that depends on routing. Exchanges, seconds and rows are [L, S, R], tokens of experts [L, S, E].
 
     `needed`: bytes [L, S] that a dispatch must bring to other ranks, one copy a (token, rank); `layers_alike`: all
-    layers and samples are the same.
+    layers and samples are the same; `held`: share of a token's experts found in GPU memory, tokens coming one by one,
+    where experts are off-loaded.
     """
 
     dispatch: PortTimes
@@ -47,6 +46,7 @@ class RoutedWork:
     traffic: Floats
     needed: Floats
     layers_alike: bool = False
+    held: float | None = None
 
     def seconds(self, place: tuple[int, int] | slice, phase: str, deferred: bool) -> Floats:
         """Seconds of a MoE layer's experts (and sample); a backward holds its weight gradients unless `deferred`."""
@@ -58,26 +58,6 @@ class RoutedWork:
     def samples(self) -> int:
         """Routing samples a layer."""
         return int(self.rows.shape[1])
-
-
-def routing_sampler(model: StepModel) -> RoutingSampler:
-    """The token-level sampler of the scenario's router, load and capacity."""
-    scenario, spec = model.scenario, model.scenario.model
-    layout, capacity = scenario.parallelism, scenario.routing.capacity
-    return RoutingSampler(
-        router=spec.router,
-        profile=scenario.routing.load,
-        experts=spec.n_experts,
-        top_k=spec.top_k,
-        layers=len(model.moe_index),
-        ranks=layout.expert,
-        ranks_per_domain=model.mover.network.ranks_per_domain,
-        tokens_per_rank=scenario.tokens_per_rank * layout.expert_tensor // scenario.tokens_stood_for,
-        sequences_per_rank=scenario.workload.micro_batch,
-        capacity=None if capacity == "dropless" else capacity,
-        placement=expert_rank(spec.n_experts, layout.expert, scenario.placement.strategy),
-        streams=Streams(scenario.routing.seed),
-    )
 
 
 def price_layers(model: StepModel, draw: Draw, samples: int, report: Callable[[int], Any] | None = None) -> RoutedWork:
@@ -116,7 +96,8 @@ def _price_layer(model: StepModel, counts: list[RoutingCounts]) -> _Layer:
     share = each / model.scenario.parallelism.expert_tensor * model.mover.payload.dispatch
     bytes_between = share * np.stack([count.rank_tokens for count in counts]) * (1.0 - np.eye(demand.ranks))
     routed = each * np.stack([count.expert_routed for count in counts])
-    times, seconds, traffic = model.mover.times(demand), model.prices.experts(rows), bytes_between.mean(axis=0)
+    seconds = beside(model, model.prices.experts(rows), fetched_in_turn(model, rows))
+    times, traffic = model.mover.times(demand), bytes_between.mean(axis=0)
     return _Layer(times, seconds, rows.sum(axis=-1), routed, kept, traffic, bytes_between.sum(axis=(-2, -1)))
 
 
@@ -152,7 +133,8 @@ def even_work(model: StepModel) -> RoutedWork | None:
         port = getattr(times, direction)
         return PortTimes(float(port.latency), **{name: every(getattr(port, name)) for name in PORT_ARRAYS})
 
-    forward, backward, weight = (every(seconds) for seconds in model.prices.experts(rows))
+    fetched = fetched_on_average(model, -np.expm1(-rows))
+    forward, backward, weight = map(every, beside(model, model.prices.experts(rows), fetched))
     traffic = (demand or model.mover.even_demand).rank_tokens.reshape(ranks, ranks) * model.mover.payload.dispatch
     traffic = traffic * (1.0 - np.eye(ranks))
     sums = every(rows.sum(axis=-1))

@@ -1,0 +1,249 @@
+"""A fitted law of routing: what a router did in a recorded trace, in half a megabyte, to be drawn from at any length.
+
+S library sequences, L MoE layers, E experts, K choices, W token classes, R directions of the tilt, P parts of a
+sequence, M lags.
+
+    log w[t,l,e] = affinity[l,c_t,e] + sum_r tilt[s,r] basis[l,r,e] + residual[l,e] eps[s,l,e]
+                   + log(1 + repeat[l]) where token t - d, d drawn from lag[l], chose e in layer l
+    choices      = the first K of a race of rates w; c_t stays with stay[c], or else is
+                   drawn anew, so that it has the shares share[s,p] in part p of the sequence
+    their order  = a race of rates w^sharpness[l] exp(order_bias[l,e]), the repeat left out
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as to_bytes
+
+from moesim.errors import FileError, UnknownNameError, UserError, nearest_hint, shorten
+from moesim.routing._stationary_kernels import sequence_chances
+from moesim.routing.moments import simple_law
+from moesim.routing.profile_file import SHAPES, contradiction, fine_enough, pack, unpack
+from moesim.specs.base import Spec
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int32]
+
+FORMAT = "moesim-routing-profile"
+VERSION = 1
+MAX_FILE_BYTES = 500_000
+MOMENTS = ("early", "middle", "late")
+
+
+class GoodnessRow(Spec):
+    """One line of the table that judges a profile on sequences it was not fitted on.
+
+    `batch` sequences together; `ranks` of an expert-parallel group, 0 for experts; `recorded` and `drawn` are means
+    over layers and batches; `error` is their relative difference, for shares (`unit` "points") the plain one;
+    `worst_layer` the largest error of a layer; `replay` the error of other recorded sequences in place of drawn ones,
+    `popularity` that of draws from each layer's popularity alone.
+    """
+
+    metric: str
+    batch: int = 0
+    ranks: int = 0
+    unit: str = "relative"
+    recorded: float
+    drawn: float
+    error: float
+    worst_layer: float
+    replay: float | None = None
+    popularity: float | None = None
+
+
+class ProfileMeta(Spec):
+    """What a profile says about itself: the model, the trace it was fitted from, and how well it does."""
+
+    version: int = Field(default=VERSION, ge=1, le=VERSION)
+    name: str = ""
+    model: str = ""
+    router: str = ""
+    experts: int = Field(strict=True, ge=1, le=65534)
+    top_k: int = Field(strict=True, ge=1, le=65534)
+    model_layers: tuple[int, ...]
+    domains: tuple[str, ...]
+    moments: tuple[int, ...] = ()
+    tokens: int = Field(strict=True, ge=1)
+    sequences: int = Field(strict=True, ge=1)
+    source: str = ""
+    licence: str = ""
+    device: str = ""
+    software: str = ""
+    note: str = ""
+    goodness: tuple[GoodnessRow, ...] = ()
+
+
+@dataclass(frozen=True)
+class RoutingProfile:
+    """The law of the file's top. `share` [S, P, W] sums to 1 in each of P equal parts of a sequence, `lag` [L, M] over
+    lags 1..M; `width` [L, K+1] is the share of tokens with 0..K experts; `domain`, `step` (-1: unknown) and `length`
+    describe library sequences.
+    """
+
+    meta: ProfileMeta
+    affinity: Floats
+    basis: Floats
+    tilt: Floats
+    share: Floats
+    stay: Floats
+    residual: Floats
+    repeat: Floats
+    lag: Floats
+    sharpness: Floats
+    order_bias: Floats
+    width: Floats
+    domain: Integers
+    step: Integers
+    length: Integers
+
+    @property
+    def layers(self) -> int:
+        """L."""
+        return int(self.affinity.shape[0])
+
+    @property
+    def experts(self) -> int:
+        """E."""
+        return int(self.affinity.shape[2])
+
+    @property
+    def sequences(self) -> int:
+        """S, of the library."""
+        return int(self.domain.size)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the profile to one safetensors file, whole or not at all.
+
+        Raises `FileError` where it cannot be written or takes more than half a megabyte.
+        """
+        header = {FORMAT: self.meta.model_dump_json()}
+        arrays = _arrays(self)
+        fine = fine_enough(arrays)
+        data = to_bytes(
+            {key: value for name, value in arrays.items() for key, value in pack(name, value, fine)}, header
+        )
+        if len(data) > MAX_FILE_BYTES:
+            raise FileError(f"the profile takes {len(data)} bytes, more than {MAX_FILE_BYTES}: fit with fewer classes")
+        target = Path(path)
+        try:
+            with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".moesim-", delete=False) as file:
+                file.write(data)
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, target)
+        except OSError as error:
+            raise FileError(f"cannot write {target}: {error.strerror or error}") from error
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> RoutingProfile:
+        """Read a profile; raises `FileError` where the file is no profile, or one that contradicts itself."""
+        source = Path(path)
+        try:
+            if source.stat().st_size > MAX_FILE_BYTES:
+                raise FileError(f"{source} is larger than {MAX_FILE_BYTES} bytes: not a routing profile")
+            with safe_open(source, framework="numpy") as file:
+                header = file.metadata() or {}
+                stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except OSError as error:
+            raise FileError(f"cannot read {source}: {error.strerror or error}") from error
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            if isinstance(error, FileError):
+                raise
+            raise FileError(f"{source} is no safetensors file: {shorten(str(error))}") from error
+        if FORMAT not in header:
+            raise FileError(f"{source} is no routing profile: its header names none")
+        try:
+            meta = ProfileMeta.model_validate(json.loads(header[FORMAT]))
+            arrays = {name: unpack(name, stored) for name in SHAPES}
+        except (ValidationError, ValueError, KeyError) as error:
+            raise FileError(f"{source} is a damaged routing profile: {shorten(str(error), 300)}") from error
+        size = {"L": len(meta.model_layers), "E": meta.experts, "J": meta.top_k + 1}
+        wrong = contradiction(size, len(meta.domains), arrays)
+        if wrong:
+            raise FileError(f"{source} is a damaged routing profile: {wrong}")
+        return RoutingProfile(meta=meta, **arrays)
+
+    def chosen(self, mix: Mapping[str, float], moment: str | None) -> Floats:
+        """Probability [S] with which a simulated sequence imitates each library sequence.
+
+        By the shares of domains (`mix`; empty: as recorded), inside a domain by tokens, and of one third of the
+        recorded steps of training (`moment`: early, middle, late; None: late, where there are so many). Raises
+        `UserError` where nothing is left.
+        """
+        possible = self._at(moment) * self.length
+        if not mix:
+            return np.asarray(possible / possible.sum())
+        for name in mix:
+            if name not in self.meta.domains:
+                raise UnknownNameError("domain of the profile", name, self.meta.domains)
+        chance = np.zeros(self.sequences)
+        for name, part in mix.items():
+            held = possible * (self.domain == self.meta.domains.index(name))
+            if part > 0.0 and held.sum() == 0.0:
+                raise UserError(f"the profile has no sequence of domain {name!r}" + (f" at {moment}" if moment else ""))
+            chance += part * held / max(held.sum(), 1.0)
+        if not chance.sum() > 0.0:
+            raise UserError("the shares of mix add up to nothing")
+        return np.asarray(chance / chance.sum())
+
+    def _at(self, moment: str | None) -> Floats:
+        """Sequences [S] recorded in a third of training, the recorded steps taken in turn."""
+        steps = np.unique(self.step[self.step >= 0])
+        if moment is None and steps.size < len(MOMENTS):
+            return np.ones(self.sequences)
+        moment = moment or MOMENTS[-1]
+        if moment not in MOMENTS:
+            raise UserError(f"moment is {shorten(moment)!r}{nearest_hint(moment, MOMENTS)}")
+        if steps.size < len(MOMENTS):
+            raise UserError(f"the profile holds {steps.size} steps of training: early, middle and late need 3 or more")
+        third = np.array_split(steps, len(MOMENTS))[MOMENTS.index(moment)]
+        return np.isin(self.step, third).astype(np.float64)
+
+    def inclusion(self) -> Floats:
+        """Mean chance [S, L, E] that a token of each library sequence chooses each expert, its classes averaged."""
+        return self._inclusion
+
+    @cached_property
+    def _inclusion(self) -> Floats:
+        return np.stack([self.sequence_inclusion(s) for s in range(self.sequences)])
+
+    def sequence_inclusion(self, s: int) -> Floats:
+        """Mean chance [L, E] that a token of library sequence s chooses each expert, its noise apart."""
+        tilt = np.einsum("r,lre->le", self.tilt[s], self.basis)
+        chance, _ = sequence_chances(self.affinity, tilt, self.share[s].mean(axis=0), self.mean_width(), self.repeat)
+        return np.asarray(chance)
+
+    def mean_width(self) -> Floats:
+        """Mean number of experts of a token [L]."""
+        return np.asarray(self.width @ np.arange(self.width.shape[1]))
+
+    def simple_law(self) -> tuple[tuple[float, float], float]:
+        """The nearest `log_normal` (first and last layer) and `sequence_tilt`, for models with other experts."""
+        odds, each = self.chosen({}, None), self.inclusion()
+        chance = np.tensordot(odds, each, axes=1)
+        slope = -(1.0 - chance) * np.log1p(-np.minimum(chance, 1.0 - 1e-9))
+        between = np.tensordot(odds, (each - chance) ** 2, axes=1) + (slope * self.residual) ** 2
+        return simple_law(chance, between, self.meta.top_k)
+
+
+def _arrays(profile: RoutingProfile) -> dict[str, NDArray[Any]]:
+    return {field.name: getattr(profile, field.name) for field in fields(profile) if field.name != "meta"}
+
+
+def rounded_profile(profile: RoutingProfile) -> RoutingProfile:
+    """The profile as it comes back from its file."""
+    arrays = _arrays(profile)
+    fine = fine_enough(arrays)
+    rounded = {name: unpack(name, dict(pack(name, value, fine))) for name, value in arrays.items()}
+    return RoutingProfile(meta=profile.meta, **rounded)

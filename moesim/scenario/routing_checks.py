@@ -1,0 +1,115 @@
+"""The cross-field rules about experts, routers and loads: one small function a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from moesim.errors import Problem, UserError, nearest_hint
+from moesim.routing.routers import ROUTERS
+from moesim.routing.routers import router as make_router
+from moesim.scenario.scenario import Scenario
+
+Check = Callable[[Scenario], Iterator[Problem]]
+
+
+def experts_fit_the_ranks(scenario: Scenario) -> Iterator[Problem]:
+    """Expert parallelism needs experts to divide, and ranks that exist in one pipeline stage."""
+    layout, model, gpus = scenario.parallelism, scenario.model, scenario.cluster.gpus
+    where = "parallelism.expert"
+    if not model.is_moe:
+        if layout.expert > 1 or layout.expert_tensor > 1:
+            yield Problem(where, f"{model.name} has no experts; allowed: 1 (also for expert_tensor)")
+        return
+    if model.n_experts % layout.expert:
+        allowed = [degree for degree in range(1, model.n_experts + 1) if model.n_experts % degree == 0]
+        nearest = min(allowed, key=lambda degree: abs(degree - layout.expert))
+        yield Problem(where, f"{model.n_experts} experts do not divide over {layout.expert} ranks; nearest: {nearest}")
+    stage = max(1, gpus // layout.pipeline)
+    ranks = layout.expert * layout.expert_tensor
+    if ranks > stage or stage % ranks:
+        reason = "has only" if ranks > stage else "does not divide:"
+        yield Problem(
+            where,
+            f"expert {layout.expert} x expert_tensor {layout.expert_tensor} = {ranks} ranks, but a pipeline stage"
+            f" {reason} {stage} GPUs ({gpus} / pipeline {layout.pipeline})",
+        )
+
+
+def router_fits_the_experts(scenario: Scenario) -> Iterator[Problem]:
+    """top-k <= experts, groups divide the experts, and the allowed groups hold top-k."""
+    model, router = scenario.model, scenario.model.router
+    if model.moe_layers and not model.n_experts:
+        yield Problem("model.n_experts", f"{model.moe_layers} MoE layers need experts; got 0")
+    if not model.is_moe:
+        return
+    if not 1 <= model.top_k <= model.n_experts:
+        yield Problem("model.top_k", f"must be from 1 to n_experts {model.n_experts}, got {model.top_k}")
+        return
+    if not model.d_ff_expert:
+        yield Problem("model.d_ff_expert", "an MoE model needs the experts' hidden width")
+    if router.rule not in ROUTERS:
+        yield Problem("routing.router", f"unknown router {router.rule!r}{nearest_hint(router.rule, ROUTERS)}")
+        return
+    where = "model.router.groups"
+    if model.n_experts % router.groups:
+        yield Problem(where, f"{model.n_experts} experts do not divide into {router.groups} groups")
+        return
+    if router.top_groups > router.groups:
+        yield Problem("model.router.top_groups", f"{router.top_groups} of {router.groups} groups cannot be kept")
+        return
+    try:
+        make_router(router, model.n_experts, model.top_k)
+    except UserError as error:
+        yield Problem("model.router", str(error))
+
+
+def load_fits_the_experts(scenario: Scenario) -> Iterator[Problem]:
+    """Newcomers and pinned experts are some of a layer's, not all."""
+    load, experts = scenario.routing.load, scenario.model.n_experts
+    if load.newcomers is not None and load.newcomers.experts >= experts:
+        yield Problem("routing.load.newcomers.experts", f"must leave some of the {experts} experts, got all of them")
+    if load.tenants is not None:
+        pinned = load.tenants.count * load.tenants.experts
+        if experts - pinned + load.tenants.experts < scenario.model.top_k or pinned >= experts:
+            yield Problem(
+                "routing.load.tenants",
+                f"{load.tenants.count} tenants with {load.tenants.experts} experts each pin {pinned} of {experts};"
+                f" shared and own ones together must hold top-{scenario.model.top_k}",
+            )
+    recorded = "trace" if load.trace else "fitted" if load.fitted else None
+    rule = scenario.model.router.rule
+    if recorded == "trace" and scenario.model.is_moe and scenario.routing.router != "model-default":
+        yield Problem("routing.router", f"a trace replays its own router's choices; drop it, or fit the trace ({rule})")
+
+
+def offload_keeps_some(scenario: Scenario) -> Iterator[Problem]:
+    """A GPU holds at most the experts that are its own."""
+    offload, ranks = scenario.placement.offload, scenario.parallelism.expert
+    if offload is None:
+        return
+    if not scenario.model.is_moe:
+        yield Problem("placement.offload", f"{scenario.model.name} has no experts")
+    elif offload.resident > scenario.model.n_experts // ranks:
+        most = scenario.model.n_experts // ranks
+        yield Problem("placement.offload.resident", f"{offload.resident} of the {most} experts that a rank has")
+
+
+def thinning_is_even(scenario: Scenario) -> Iterator[Problem]:
+    """Drawn tokens stand for equally many; capacity counts every token."""
+    drawn, tokens = scenario.simulation.sampled_tokens, scenario.tokens_per_rank * scenario.parallelism.expert_tensor
+    if drawn is None:
+        return
+    where = "simulation.sampled_tokens"
+    if tokens % drawn:
+        yield Problem(where, f"{drawn} does not divide the {tokens} tokens that a rank routes in a microbatch")
+    if scenario.routing.capacity != "dropless":
+        yield Problem(where, "expert capacity counts every token; leave it out, or route dropless")
+
+
+CHECKS: tuple[Check, ...] = (
+    experts_fit_the_ranks,
+    router_fits_the_experts,
+    load_fits_the_experts,
+    offload_keeps_some,
+    thinning_is_even,
+)

@@ -1,0 +1,208 @@
+"""Every router and every kind of load in a scenario: both roads, from the same key, agree."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+import moesim
+from moesim import catalog
+from moesim.errors import ScenarioError
+from moesim.routing.routers import ROUTERS
+from moesim.traces import store
+
+ROOT = Path(__file__).parents[1]
+SMALL = {
+    "model": {"base": "olmoe-1b-7b", "layers": 6, "moe_layers": 6, "n_experts": 32, "top_k": 4},
+    "cluster": {"gpu": "h100-sxm", "gpus": 8, "fabric": "none"},
+    "parallelism": {"expert": 8},
+    "workload": {"sequence_length": 1024, "global_batch": 256, "micro_batch": 4},
+    "routing": {"load": {"log_normal": 0.4, "sequence_tilt": 0.5}},
+    "simulation": {"microbatch_samples": 8},
+}
+# How far the roads may differ in step time: what a rule makes of uneven weights is a closed form with stated gaps.
+WIDER = {"top-p": 0.06, "routing-network": 0.08, "hierarchical-top-k": 0.06, "sinkhorn": 0.05}
+
+
+def both(*settings: str) -> tuple[moesim.Result, moesim.Result]:
+    scenario = moesim.load(SMALL, settings)
+    return moesim.estimate(scenario), moesim.simulate(scenario)
+
+
+def value(result: moesim.Result, name: str) -> float:
+    return result.summary[name].value
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_every_router_runs_both_roads(name: str) -> None:
+    top_k = ROUTERS[name].only_top_k or 4
+    estimated, simulated = both(f"routing.router={name}", f"model.top_k={top_k}")
+    apart = WIDER.get(name, 0.04)
+    assert value(estimated, "step_time") == pytest.approx(value(simulated, "step_time"), rel=apart)
+    for metric in ("bytes_scale_up_per_gpu", "expert_load_max_over_mean"):
+        assert value(estimated, metric) == pytest.approx(value(simulated, metric), rel=0.15), metric
+    even = ROUTERS[name](moesim.load(SMALL, [f"routing.router={name}", f"model.top_k={top_k}"]).model.router, 32, top_k)
+    if even.balanced:
+        assert value(simulated, "skew_time") == pytest.approx(0.0, abs=0.01 * value(simulated, "step_time"))
+
+
+def test_every_named_router_loads() -> None:
+    for name in catalog.names("routers"):
+        rule = catalog.raw("routers", name)["rule"]
+        top_k = ROUTERS[rule].only_top_k or 4
+        scenario = moesim.load(SMALL, [f"routing.router={name}", f"model.top_k={top_k}"])
+        assert scenario.model.router.rule == rule
+
+
+def test_a_named_router_replaces_the_models_own() -> None:
+    """Nothing of the model's router is left behind, and a parameter given with the name counts."""
+    work = {"sequence_length": 1024, "global_batch": 512, "micro_batch": 4}
+    base = {**SMALL, "model": "deepseek-v3", "cluster": {"gpu": "h100-sxm", "gpus": 1024}, "workload": work}
+    spec = moesim.load(base, ["routing.router=mixtral", "parallelism.pipeline=8"]).model.router
+    assert (spec.groups, spec.bias, spec.scale) == (1, False, 1.0)
+    jittered = moesim.load(SMALL, ["routing.router={name: switch, jitter: 0.1}", "model.top_k=1"]).model.router
+    assert (jittered.rule, jittered.jitter) == ("switch-top-1", 0.1)
+
+
+def test_what_a_router_does_to_bytes_and_copies() -> None:
+    """A second expert by chance sends fewer copies, a shuffle twice the bytes, slots what they are and no more."""
+    always = both("routing.router=mixtral", "model.top_k=2")[1]
+    by_chance = both("routing.router=gshard", "model.top_k=2")[1]
+    assert 0.6 < value(by_chance, "bytes_scale_up_per_gpu") / value(always, "bytes_scale_up_per_gpu") < 0.9
+    plain = both("routing.router={name: base, shuffle: false}", "model.top_k=1")[1]
+    shuffled = both("routing.router={name: base, shuffle: true}", "model.top_k=1")[1]
+    ratio = value(shuffled, "bytes_scale_up_per_gpu") / value(plain, "bytes_scale_up_per_gpu")
+    assert ratio == pytest.approx(2.0, rel=1e-6)
+    slots = [both(f"routing.router={{name: soft-moe, slots: {n}}}", "model.top_k=1")[1] for n in (1, 8)]
+    ratio = value(slots[1], "bytes_scale_up_per_gpu") / value(slots[0], "bytes_scale_up_per_gpu")
+    assert ratio == pytest.approx(8.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("overflow", ["drop", "next-best", "reroute", "recycle"])
+@pytest.mark.parametrize("priority", ["position", "probability", "batch-prioritized", "random"])
+def test_capacity_in_full(overflow: str, priority: str) -> None:
+    routing = f"routing.capacity={{factor: 1.1, overflow: {overflow}, priority: {priority}}}"
+    estimated, simulated = both(routing)
+    dropped = value(simulated, "dropped_token_fraction")
+    assert (dropped > 0.02) == (overflow == "drop")
+    assert value(estimated, "dropped_token_fraction") == pytest.approx(dropped, abs=0.01)
+    assert value(simulated, "expert_load_max_over_mean") > 1.2
+
+
+def test_the_dropped_count_does_not_depend_on_the_priority() -> None:
+    dropped = {
+        value(both(f"routing.capacity={{factor: 1.0, priority: {priority}}}")[1], "dropped_token_fraction")
+        for priority in ("position", "probability", "batch-prioritized", "random")
+    }
+    assert len(dropped) == 1
+
+
+TRACE = "cpu-small-top-4-of-16-"
+RECORDED = ("model.n_experts=16", "model.top_k=4", "model.layers=4", "model.moe_layers=4")
+
+
+@pytest.mark.parametrize("moment", ["early", "middle", "late"])
+@pytest.mark.parametrize("run", ["balancing-loss", "bias", "unbalanced"])
+def test_a_trace_replayed_at_a_moment_of_training(run: str, moment: str) -> None:
+    load = f"routing.load={{trace: {TRACE}{run}, moment: {moment}}}"
+    estimated, simulated = both(load, *RECORDED)
+    assert value(estimated, "step_time") == pytest.approx(value(simulated, "step_time"), rel=0.06)
+    assert value(estimated, "expert_load_max_over_mean") == pytest.approx(
+        value(simulated, "expert_load_max_over_mean"), rel=0.12
+    )
+
+
+def test_collapse_grows_and_costs_step_time() -> None:
+    """Late in training the router that nobody balanced is the most uneven, and its step the longest."""
+    late = {
+        run: both(f"routing.load={{trace: {TRACE}{run}, moment: late}}", *RECORDED)[1]
+        for run in ("unbalanced", "balancing-loss", "bias")
+    }
+    skew = {run: value(result, "expert_load_max_over_mean") for run, result in late.items()}
+    assert skew["unbalanced"] > 2 * skew["balancing-loss"] > 2 * skew["bias"] * 0.99
+    assert value(late["unbalanced"], "step_time") > 1.3 * value(late["bias"], "step_time")
+
+
+def test_domains_in_blocks_are_less_even_than_mixed() -> None:
+    load = f"{{trace: {TRACE}bias, mix: {{code: 1, languages: 1}}, blocks: %s}}"
+    mixed, blocks = (both(f"routing.load={load % word}", *RECORDED)[1] for word in ("false", "true"))
+    assert value(blocks, "expert_load_max_over_mean") > 1.05 * value(mixed, "expert_load_max_over_mean")
+    assert value(blocks, "step_time") > value(mixed, "step_time")
+
+
+def test_newcomers_tenants_and_balancing_do_what_they_say() -> None:
+    plain = value(both()[1], "expert_load_max_over_mean")
+    new = both("routing.load.newcomers={experts: 8, popularity: 0.05}")
+    assert value(new[1], "expert_load_max_over_mean") > 1.15 * plain
+    pinned = both("routing.load.tenants={count: 8, experts: 2}")
+    healed = both("routing.load.balancing={kind: bias-update, rate: 0.002, steps: 3000}")
+    assert (
+        value(healed[1], "expert_load_static_max_over_mean")
+        < 1.02
+        < value(both()[1], "expert_load_static_max_over_mean")
+    )
+    for estimated, simulated in (new, pinned, healed):
+        assert value(estimated, "step_time") == pytest.approx(value(simulated, "step_time"), rel=0.05)
+
+
+@pytest.mark.parametrize("keep", ["recent", "popular"])
+def test_off_loaded_experts(keep: str) -> None:
+    """A larger cache hits more and fetches less; both roads agree on both."""
+    hits, steps = [], []
+    for resident in (1, 2, 4):
+        offload = f"placement.offload={{resident: {resident}, host_bandwidth: 30 GB/s, keep: {keep}}}"
+        estimated, simulated = both(offload)
+        for metric, apart in (("expert_cache_hit_fraction", 0.05), ("step_time", 0.12 * value(simulated, "step_time"))):
+            assert value(estimated, metric) == pytest.approx(value(simulated, metric), abs=apart), metric
+        hits.append(value(simulated, "expert_cache_hit_fraction"))
+        steps.append(value(simulated, "step_time"))
+    assert hits == sorted(hits)
+    assert steps == sorted(steps, reverse=True)
+    assert hits[-1] > 0.99  # all but the first use of each expert
+    assert steps[-1] == pytest.approx(value(both()[1], "step_time"), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "where", "words"),
+    [
+        (["routing.load={trace: cpu-small-switch-top-1}"], "routing.load.trace", "8 experts, top-1"),
+        (["routing.load={trace: cpu-smal-switch}"], "routing.load.trace", "nearest"),
+        (["routing.load={trace: no/such.safetensors}"], "routing.load.trace", "no such file"),
+        ([f"routing.load={{trace: {TRACE}bias, mix: {{cod: 1}}}}", *RECORDED], "routing.load.mix", "nearest: code"),
+        ([f"routing.load={{trace: {TRACE}bias, zipf: 1}}", *RECORDED], "routing.load", "one law"),
+        ([f"routing.load={{trace: {TRACE}bias, digest: abc}}", *RECORDED], "routing.load.trace", "is not the file"),
+        (["routing.load={zipf: 0.5, moment: late}"], "routing.load", "moment needs a load that is fitted or a trace"),
+        ([f"routing.load={{trace: {TRACE}bias}}", "routing.router=switch", "model.top_k=1"], "routing", "top-1"),
+        (["routing.router=switch"], "model.router", "top_k = 1 only"),
+        (["routing.load.newcomers={experts: 32, popularity: 1}"], "routing.load.newcomers.experts", "32 experts"),
+        (["routing.load.tenants={count: 16, experts: 2}"], "routing.load.tenants", "pin 32 of 32"),
+        (["placement.offload={resident: 5, host_bandwidth: 1 GB/s}"], "placement.offload.resident", "4 experts"),
+        (["routing.capacity={factor: 1, overflow: dorp}"], "routing.capacity", "drop"),
+    ],
+)
+def test_mistakes_are_named(settings: list[str], where: str, words: str) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        moesim.load(SMALL, settings)
+    assert any(problem.where.startswith(where) and words in problem.what for problem in caught.value.problems), str(
+        caught.value
+    )
+
+
+def test_a_shown_scenario_reads_back_and_knows_its_file() -> None:
+    scenario = moesim.load(SMALL, [f"routing.load={{trace: {TRACE}bias}}", *RECORDED])
+    again = moesim.load(scenario.document())
+    assert again.key == scenario.key
+    assert again.routing.load.digest == store.digest(ROOT / f"moesim/catalog/data/traces/{TRACE}bias.safetensors")
+    assert again.routing.load.basis("trace") == "measured"
+
+
+def test_a_trace_beside_the_scenario_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(ROOT / f"moesim/catalog/data/traces/{TRACE}bias.safetensors", tmp_path / "mine.safetensors")
+    document = {**SMALL, "model": {"base": "olmoe-1b-7b", "layers": 4, "moe_layers": 4, "n_experts": 16, "top_k": 4}}
+    document["routing"] = {"load": {"trace": "mine.safetensors"}}
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
+    monkeypatch.chdir(ROOT)
+    assert value(moesim.estimate(moesim.load(tmp_path / "one.yaml")), "step_time") > 0
