@@ -54,10 +54,9 @@ class ProfileDraws:
             raise UserError(f"{router_law.top_k} experts a token: the profile has {profile.experts}")
         self.profile, self.law, self.streams = profile, router_law, streams
         self.ranks, self.tokens = ranks, tokens_per_rank
-        sequences = max(1, min(sequences_per_rank, tokens_per_rank))
+        self.sequences = max(1, min(sequences_per_rank, tokens_per_rank))
         self.layers = depth(layers, profile.layers)
-        self.library = Library(profile, mix, moment, max(1, tokens_per_rank // sequences), blocks, streams)
-        self.sequences = sequences * self.library.pieces
+        self.library = Library(profile, mix, moment, max(1, tokens_per_rank // self.sequences), blocks, streams)
         self._laws = [layer_law(profile, int(layer), router_law.top_k) for layer in self.layers]
 
     def simulated(self, sample: int, first: int, last: int) -> Simulated:
@@ -108,10 +107,9 @@ class CountSampler:
     ) -> None:
         self.profile, self.streams, self.expected = profile, streams or Streams(0), expected
         self.ranks, self.tokens = ranks, tokens_per_rank
-        sequences = max(1, min(sequences_per_rank, tokens_per_rank))
+        self.sequences = max(1, min(sequences_per_rank, tokens_per_rank))
         self.layers = depth(layers, profile.layers)
-        self.library = Library(profile, mix, moment, max(1, tokens_per_rank // sequences), blocks, self.streams)
-        self.sequences = sequences * self.library.pieces
+        self.library = Library(profile, mix, moment, max(1, tokens_per_rank // self.sequences), blocks, self.streams)
         own = top_k is None or top_k == profile.meta.top_k
         self.width = profile.mean_width() if own else np.full(profile.layers, float(top_k or 1))
         self._known: dict[int, tuple[Floats32, Floats32]] = {}
@@ -148,18 +146,7 @@ class CountSampler:
         each = np.stack([self.sequence(int(s))[0][self.layers] for s in known]).astype(np.float64)
         mean = np.einsum("s,sle->le", part, each)
         own = each * (1.0 - each) * self.profile.residual[self.layers]
-        whole = np.einsum("s,sle->le", part, (each - mean) ** 2 + own**2)
-        return mean, self._between_domains(known, part, each, mean, whole)
-
-    def _between_domains(self, known: Integers, part: Floats, each: Floats, mean: Floats, whole: Floats) -> Floats:
-        """The variance `whole` [L, E] of a library sequence, as a sequence of several pieces of one domain has it."""
-        if self.library.pieces == 1:
-            return whole
-        apart = np.zeros_like(whole)
-        for domain in np.unique(self.profile.domain[known]):
-            here = np.where(self.profile.domain[known] == domain, part, 0.0)
-            apart += here.sum() * (np.einsum("s,sle->le", here / here.sum(), each) - mean) ** 2
-        return np.asarray(apart + np.maximum(whole - apart, 0.0) / self.library.pieces)
+        return mean, np.einsum("s,sle->le", part, (each - mean) ** 2 + own**2)
 
     def sequence(self, s: int) -> tuple[Floats32, Floats32]:
         """Mean copies of a token of library sequence s [L, E], by the profile's layers, and how much more they vary
@@ -178,8 +165,7 @@ class CountSampler:
 class Library:
     """Which library sequences are imitated, by domain, moment of training and length; one choice for all layers.
 
-    A sequence longer than all of the library's is made of `pieces`, one after the other, of the same domain: as
-    documents are packed for training.
+    A simulated sequence keeps its taste for its whole length, however long the imitated one is.
     """
 
     def __init__(
@@ -192,9 +178,7 @@ class Library:
         streams: Streams,
     ) -> None:
         self.domain, self.blocks, self.streams = profile.domain, blocks, streams
-        chance = profile.chosen(mix, moment)
-        self.pieces = -(-length // max(1, int(profile.length[chance > 0.0].max())))
-        self.whole = like_in_length(profile, chance, length / self.pieces)
+        self.whole = like_in_length(profile, profile.chosen(mix, moment), length)
 
     def chance(self, sample: int | None) -> Floats:
         """Chance of each library sequence [S] in a sample, or (None) on the whole."""
@@ -204,16 +188,9 @@ class Library:
         return np.asarray(alone / alone.sum())
 
     def imitated(self, sample: int, many: int) -> Integers:
-        """The library sequence of each of a sample's `many` pieces, those of a sequence together."""
-        chance = self.chance(sample)
-        uniform = self.streams.generator(f"routing/sample{sample}/sequences").random(many).reshape(-1, self.pieces)
-        found = np.empty(uniform.shape, np.int64)
-        found[:, 0] = pick(chance, uniform[:, 0])
-        for domain in np.unique(self.domain[found[:, 0]]) if self.pieces > 1 else ():
-            those = self.domain[found[:, 0]] == domain
-            alike = np.where(self.domain == domain, chance, 0.0)
-            found[those, 1:] = pick(alike, uniform[those, 1:])
-        return found.ravel()
+        """The library sequence of each of a sample's sequences."""
+        uniform = self.streams.generator(f"routing/sample{sample}/sequences").random(many)
+        return pick(self.chance(sample), uniform)
 
 
 def noisy(chance: Floats32, noise: Floats32) -> Floats32:

@@ -1,6 +1,6 @@
 """How fast a fitted profile is drawn, token by token and by counts, and how far the counts are off (--benchmark-only).
 
-Top-8 of 256 experts, 64 token classes, 64 source ranks of one 4096-token sequence each.
+Top-8 of 256 experts, 32 token classes, 64 source ranks of one 4096-token sequence each.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from profile_fixture import made_up, made_up_trace
 
 RANKS, TOKENS, LAYERS = 64, 4096, 2
 # the counts' error against the tokens', stated and held: busiest over mean, relative; idle experts, in points
-MAX_OVER_MEAN_ERROR, IDLE_ERROR = 0.02, 0.02
+MAX_OVER_MEAN_ERROR, IDLE_ERROR = 0.03, 0.02
 
 
 @pytest.fixture(scope="module")
 def profile():
-    return made_up(layers=LAYERS, experts=256, top_k=8, classes=64, directions=16, sequences=64, parts=4, repeat=2.0)
+    return made_up(layers=LAYERS, experts=256, top_k=8, classes=32, directions=16, sequences=64, parts=4, repeat=2.0)
 
 
 def shape():
