@@ -138,6 +138,27 @@ def fit(
     say(f"wrote {target}: use it as routing.load={{fitted: {target}}}")
 
 
+@app.command()
+def evolve(
+    scenario: Annotated[Path, typer.Argument(help="a scenario whose routing.load has a balancing")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override one key of the scenario")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=2, max=1000, help="steps to show")] = 12,
+    as_json: AsJson = False,
+) -> None:
+    """How the load evolves over training steps, by the law of the scenario's routing.load.balancing."""
+    import moesim
+    from moesim.results.trace_table import evolution_table
+    from moesim.step.draws import evolution
+
+    told = evolution(moesim.load(scenario, settings or ()), rows)
+    if as_json:
+        print_json({"scenario": str(scenario), "evolution": told})
+    else:
+        console().print(evolution_table(told))
+
+
 def _fit_counts(counts: Any, name: str, out: Path | None, as_json: bool) -> None:
     from moesim.scenario.loading import to_yaml
     from moesim.traces.counts_fit import fit_counts

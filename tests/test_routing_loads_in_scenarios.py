@@ -206,3 +206,16 @@ def test_a_trace_beside_the_scenario_is_found(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "one.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
     monkeypatch.chdir(ROOT)
     assert value(moesim.estimate(moesim.load(tmp_path / "one.yaml")), "step_time") > 0
+
+
+@pytest.mark.parametrize("scope", ["source-rank", "whole-group"])
+def test_capacity_of_a_rank_as_in_deepseek_v2(scope: str) -> None:
+    """What a rank's experts take together: fewer copies are dropped than expert by expert, and both roads agree."""
+    each = f"routing.capacity={{factor: 1.0, scope: {scope}, per: %s}}"
+    by_rank, by_expert = both(each % "rank"), both(each % "expert")
+    metric = "dropped_token_fraction"
+    assert 0.005 < value(by_rank[1], metric) < 0.8 * value(by_expert[1], metric)
+    assert value(by_rank[0], metric) == pytest.approx(value(by_rank[1], metric), abs=0.015)
+    assert value(by_rank[1], "rank_load_max_over_mean") <= 1.02 / (1.0 - value(by_rank[1], metric))
+    with pytest.raises(ScenarioError, match="drops the lowest gates"):
+        moesim.load(SMALL, ["routing.capacity={factor: 1.0, per: rank, pad: true}"])

@@ -89,7 +89,12 @@ def _loads(model: StepModel) -> _Loads:
     rule = model.capacity_rule
     if rule is None:
         return _Loads(routed, routed, own)
-    kept = _kept(rule, routed, np.sqrt(single), model)
+    if rule.per_rank:
+        by_rank = routed.reshape(len(routed), ranks, -1).sum(axis=-1)
+        apart = np.sqrt(single.reshape(len(routed), ranks, -1).sum(axis=-1))
+        stays = _kept(rule, by_rank, apart, model, model.capacity_rows * scenario.model.n_experts / ranks) / by_rank
+        return _Loads(routed, routed * np.repeat(stays, scenario.model.n_experts // ranks, axis=-1), own)
+    kept = _kept(rule, routed, np.sqrt(single), model, model.capacity_rows)
     if rule.overflow != "drop":
         kept = _moved(kept, routed, model.capacity_rows)
     return _Loads(routed, kept, own)
@@ -115,12 +120,12 @@ def _normal_scores(layers: int, experts: int, streams: Streams) -> Floats:
     return streams.generator("routing/expected").permuted(np.tile(scores, (layers, 1)), axis=1)
 
 
-def _kept(rule: CapacityRule, routed: Floats, spread: Floats, model: StepModel) -> Floats:
-    """Expected rows within capacity, of a normal number of rows in each of the rule's scopes."""
+def _kept(rule: CapacityRule, routed: Floats, spread: Floats, model: StepModel, room: float) -> Floats:
+    """Expected rows within a capacity of `room` rows, of a normal number of rows in each of the rule's scopes."""
     ranks = model.scenario.parallelism.expert
     per_source = rule.scope == "source-rank"
     scopes = ranks if per_source else 1
-    capacity = model.capacity_rows / scopes
+    capacity = room / scopes
     mean = routed / scopes
     # The spread of the whole group is in `routed` already; what is left is that of its sources about their mean.
     sigma = np.maximum(spread * np.sqrt(1 - 1 / ranks) if per_source else 0.0 * spread, 1e-9)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from rich.table import Table
@@ -51,6 +51,12 @@ def goodness_table(profile: RoutingProfile) -> Table:
     table = _table("Fit on sequences that it has not seen", heads, rows)
     table.caption = Text("errors of: the profile, its worst layer, other recorded sequences, popularity alone")
     return table
+
+
+def evolution_table(told: Sequence[Mapping[str, float]]) -> Table:
+    """How a load evolves over training steps."""
+    rows = [(f"{row['step']:,.0f}", f"{row['max_over_mean']:.3g}", f"{row['nearly_idle']:.1%}") for row in told]
+    return _table("Load over training, by its law", ("step", "busiest / mean", "nearly idle experts"), rows)
 
 
 def _error(value: float | None, unit: str) -> str:

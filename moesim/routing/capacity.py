@@ -154,11 +154,12 @@ class CapacityRule:
     factor: float
     dialect: DialectRule
     overflow: Overflow = "drop"
+    per_rank: bool = False
 
     @classmethod
     def of(cls, spec: CapacitySpec) -> CapacityRule:
         """The rule that a spec describes."""
-        return cls(spec.factor, DIALECTS[spec.dialect].changed(spec), spec.overflow)
+        return cls(spec.factor, DIALECTS[spec.dialect].changed(spec), spec.overflow, spec.per == "rank")
 
     @property
     def scope(self) -> Scope:

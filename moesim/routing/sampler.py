@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from moesim.errors import InternalError
 from moesim.randomness import Streams
 from moesim.routing import _kernels
-from moesim.routing.capacity import CapacityRule
+from moesim.routing.capacity import CapacityRule, device_limit
 from moesim.routing.counts import RoutingCounts
 from moesim.routing.drawn import Drawn, Draws
 from moesim.routing.overflow import Gating, Scores, gates_of, settle
@@ -52,6 +52,7 @@ class RoutingSampler:
         if placement.ndim != 1 or not np.isin(placement, np.arange(ranks)).all():
             raise InternalError(f"placement must give each expert one of {ranks} ranks")
         self.rule = CapacityRule.of(capacity) if capacity else None
+        self.placement = placement
         self._places = _kernels.Places(
             np.append(placement, ranks).astype(np.int32),
             np.append(placement // ranks_per_domain, self.domains).astype(np.int32),
@@ -92,16 +93,26 @@ class RoutingSampler:
         choices, row = drawn.choices.reshape(scopes, -1, K), drawn.row.reshape(scopes, -1)
         capacity = self.rule.capacity(self.tokens_per_rank * (n // scopes), self.experts, self.top_k)
         rows = np.full(self.experts, min(capacity, MOST_ROWS))
-        by_gate = self.rule.precedence(K).by_gate
         settled = np.empty_like(choices)
         for i in range(scopes):
             seed = self.streams.integer(f"routing/layer{layer}/sample{sample}/capacity{first + i}")
-            gates = None
-            if by_gate and np.bincount(choices[i].ravel())[: self.experts].max(initial=0) > capacity:
-                if drawn.gates is None:
-                    gates = gates_of(choices[i], drawn.weights, row[i], seed, self.gating)
-                else:
-                    gates = drawn.gates.reshape(scopes, -1, K)[i]
+            if self.rule.per_rank:
+                gates = self._gates(drawn, choices[i], row[i], slice(i * n // scopes, (i + 1) * n // scopes), seed)
+                kept = device_limit(choices[i], gates, self.placement, self.ranks, self.rule.factor)
+                settled[i] = np.where(kept, choices[i], self.experts)
+                continue
+            known: NDArray[np.float32] | None = None
+            most = np.bincount(choices[i].ravel(), minlength=self.experts)[: self.experts].max(initial=0)
+            if self.rule.precedence(K).by_gate and most > capacity:
+                known = self._gates(drawn, choices[i], row[i], slice(i * n // scopes, (i + 1) * n // scopes), seed)
             scores = Scores(drawn.weights, row[i])
-            settled[i] = settle(self.rule, choices[i], rows, gates=gates, scores=scores, seed=seed).choices
+            settled[i] = settle(self.rule, choices[i], rows, gates=known, scores=scores, seed=seed).choices
         return settled.reshape(n, T, K)
+
+    def _gates(
+        self, drawn: Drawn, choices: Names, row: NDArray[np.int32], sources: slice, seed: int
+    ) -> NDArray[np.float32]:
+        """Gates [T, K] of one scope's choices: the router's own where they are known, else drawn from the race."""
+        if drawn.gates is not None:
+            return np.asarray(drawn.gates[sources].reshape(choices.shape))
+        return gates_of(choices, drawn.weights, row, seed, self.gating)

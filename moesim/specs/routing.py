@@ -25,7 +25,8 @@ class CapacitySpec(Spec):
     token by token), the highest gate of each expert ("probability"), the tokens of highest first gate
     ("batch-prioritized"), or anyone ("random"). `overflow`: a copy too many is dropped, goes to the token's next best
     expert with room, or is rerouted to a random one with room ("recycle" is Hunyuan's name of that). `pad`: every
-    expert computes, and the wire carries, the whole capacity.
+    expert computes, and the wire carries, the whole capacity. `per`: the capacity is each expert's, or, as in
+    DeepSeek-V2, that of all experts of a rank together, where the lowest gates are dropped.
     """
 
     factor: float = Field(gt=0.0, le=1000.0)
@@ -38,6 +39,13 @@ class CapacitySpec(Spec):
     minimum: Rows | None = None
     multiple: Rows | None = None
     pad: bool = False
+    per: Literal["expert", "rank"] = "expert"
+
+    @model_validator(mode="after")
+    def _a_rank_drops(self) -> CapacitySpec:
+        if self.per == "rank" and (self.pad or self.overflow != "drop" or self.priority not in (None, "probability")):
+            raise ValueError("capacity per rank drops the lowest gates: no pad, overflow or other priority with it")
+        return self
 
     @field_validator("overflow", mode="before")
     @classmethod

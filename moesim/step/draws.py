@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.catalog import recorded
+from moesim.errors import UserError
 from moesim.placement import expert_rank
 from moesim.randomness import Streams
 from moesim.routing import moments
+from moesim.routing.balancing import history
 from moesim.routing.drawn import Draws
 from moesim.routing.loads import layer_weights
 from moesim.routing.moments import Moments
@@ -28,6 +30,7 @@ from moesim.routing.routers.successive import tempered
 from moesim.routing.routers.top_k import TopKRouter
 from moesim.routing.rule_draws import EvenDraws, RuleDraws
 from moesim.routing.sampler import RoutingSampler
+from moesim.scenario.scenario import Scenario
 from moesim.specs.model import RouterSpec
 from moesim.step.model import StepModel
 from moesim.traces import store
@@ -125,6 +128,25 @@ def load_moments(model: StepModel) -> Moments:
         )
         return moments.of_choices(rule, *counted.moments())
     return moments.of_profile(rule, load, _popularity(model), Streams(scenario.routing.seed))
+
+
+def evolution(scenario: Scenario, rows: int) -> list[dict[str, float]]:
+    """How the scenario's load evolves while training balances it: max/mean and nearly idle experts (below a tenth of
+    the mean) at about `rows` steps, means over the MoE layers. Raises UserError where nothing balances it."""
+    load = scenario.routing.load
+    if load.balancing is None or not scenario.model.is_moe:
+        raise UserError(
+            "routing.load.balancing is absent: say, for instance,"
+            " routing.load.balancing={kind: bias-update, rate: 0.001, steps: 3000}"
+        )
+    layers, streams = len(StepModel(scenario).moe_index), Streams(scenario.routing.seed)
+    before = load.model_copy(update={"balancing": None, "newcomers": None})
+    logs = np.log(layer_weights(before, scenario.model.n_experts, layers, scenario.model.top_k, streams))
+    every = max(1, load.balancing.steps // (rows - 1))
+    return [
+        {"step": step, "max_over_mean": most, "nearly_idle": idle}
+        for step, most, idle in history(logs, scenario.model.top_k, load.balancing, every)
+    ]
 
 
 def _popularity(model: StepModel) -> NDArray[np.float64]:
