@@ -69,9 +69,11 @@ def _body(inspection: Inspection, title: str) -> Iterable[str]:
 
 
 def _summary(inspection: Inspection) -> str:
+    """What has no table of its own further down."""
     lines = (
         (group, what, show(value, unit) if unit == "fraction" else _number(value, unit))
         for group, what, value, unit in inspection.rows()
+        if group not in ("imbalance", "drops")
     )
     return _table(("group", "measure", "value"), lines, texts=2)
 

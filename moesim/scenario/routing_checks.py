@@ -104,6 +104,8 @@ def thinning_is_even(scenario: Scenario) -> Iterator[Problem]:
         yield Problem(where, f"{drawn} does not divide the {tokens} tokens that a rank routes in a microbatch")
     if scenario.routing.capacity != "dropless":
         yield Problem(where, "expert capacity counts every token; leave it out, or route dropless")
+    if scenario.model.router.rule == "soft-moe":
+        yield Problem(where, "slots do not thin out with tokens; leave it out")
 
 
 CHECKS: tuple[Check, ...] = (
