@@ -219,3 +219,100 @@ def test_capacity_of_a_rank_as_in_deepseek_v2(scope: str) -> None:
     assert value(by_rank[1], "rank_load_max_over_mean") <= 1.02 / (1.0 - value(by_rank[1], metric))
     with pytest.raises(ScenarioError, match="drops the lowest gates"):
         moesim.load(SMALL, ["routing.capacity={factor: 1.0, per: rank, pad: true}"])
+
+
+FITTED = ("routing.load=cpu-small-bias-like", *RECORDED)
+
+
+@pytest.mark.parametrize("name", [name for name in ROUTERS if name != "routing-network"])
+def test_every_router_takes_a_fitted_load(name: str) -> None:
+    """The law gives the weights, the rule makes of them what it makes of any: both roads know it."""
+    top_k = ROUTERS[name].only_top_k or 4
+    settings = [setting for setting in FITTED if "top_k" not in setting]
+    estimated, simulated = both(*settings, f"routing.router={name}", f"model.top_k={top_k}")
+    assert value(estimated, "step_time") == pytest.approx(value(simulated, "step_time"), rel=0.08)
+    assert value(estimated, "bytes_scale_up_per_gpu") == pytest.approx(
+        value(simulated, "bytes_scale_up_per_gpu"), rel=0.15
+    )
+
+
+def test_a_fitted_load_is_thinned_hashed_or_refused() -> None:
+    two = ["routing.load=cpu-small-bias-like", "model.n_experts=16", "model.top_k=2"]
+    always, chance = (both(*two, f"routing.router={name}")[1] for name in ("mixtral", "gshard"))
+    assert 0.6 < value(chance, "bytes_scale_up_per_gpu") / value(always, "bytes_scale_up_per_gpu") < 0.9
+    one = ["routing.load=cpu-small-bias-like", "model.n_experts=16", "model.top_k=1", "routing.router=hash"]
+    plain = ["routing.load=uniform", *one[1:]]
+    loads = [value(both(*settings)[1], "expert_load_max_over_mean") for settings in (one, plain)]
+    assert loads[0] == loads[1]
+    with pytest.raises(ScenarioError, match="name a simple law"):
+        moesim.load(SMALL, [*FITTED, "routing.router=routing-network"])
+
+
+@pytest.mark.parametrize("run", ["bias", "balancing-loss", "unbalanced"])
+def test_a_fit_and_the_replay_of_its_trace_agree(run: str) -> None:
+    """Two roads to one load, at the length that was recorded: in step time, imbalance and traffic."""
+    short = ["workload.sequence_length=64", "workload.micro_batch=16", "workload.global_batch=1024"]
+    settings = [*RECORDED, *short, "simulation.microbatch_samples=16"]
+    fitted = both(f"routing.load={{base: cpu-small-{run}-like, moment: late}}", *settings)[1]
+    replayed = both(f"routing.load={{trace: {TRACE}{run}, moment: late}}", *settings)[1]
+    for metric in ("step_time", "expert_load_max_over_mean", "rank_load_max_over_mean", "bytes_scale_up_per_gpu"):
+        assert value(fitted, metric) == pytest.approx(value(replayed, metric), rel=0.08), metric
+
+
+@pytest.mark.parametrize("split", ["tensor", "context"])
+@pytest.mark.parametrize("load", ["gpt-oss-like", "{log_normal: 0.4, sequence_tilt: 1.0}"])
+def test_ranks_of_one_replica_share_its_sequences(split: str, load: str) -> None:
+    """Eight ranks of one replica hold one sequence between them: as uneven as that sequence is, on both roads."""
+    model = ["model=gpt-oss-20b", "workload={sequence_length: 2048, global_batch: 8, micro_batch: 1}"]
+    common = [*model, f"routing.load={load}", "simulation.microbatch_samples=16", "parallelism.data_sharding=optimizer"]
+    alone, together = (
+        [
+            _answer(road, [*common, f"parallelism={{expert: 8, {split}: {degree}, data_sharding: optimizer}}"])
+            for road in (moesim.estimate, moesim.simulate)
+        ]
+        for degree in (1, 8)
+    )
+    assert together[1] > 1.3 * alone[1]
+    assert together[0] == pytest.approx(together[1], rel=0.25)
+    assert alone[0] == pytest.approx(alone[1], rel=0.15)
+
+
+def _answer(road, settings: list[str]) -> float:
+    result = road(moesim.load(SMALL, settings), even_if_infeasible=True)
+    return value(result, "expert_load_max_over_mean")
+
+
+def test_noise_flattens_both_roads_alike() -> None:
+    """The router's own noise, by a race or by its rule: less uneven, and no part of it counted twice."""
+    for name in ("noisy-top-k", "{name: sinkhorn, balancing: false}"):
+        skew = []
+        for noise in (0.0, 2.0):
+            router = name[:-1] + f", noise: {noise}}}" if name.startswith("{") else f"{{name: {name}, noise: {noise}}}"
+            results = both(f"routing.router={router}", "routing.load={log_normal: 0.9}")
+            skew.append([value(result, "expert_load_max_over_mean") for result in results])
+        assert skew[1][1] < 0.8 * skew[0][1]
+        if not name.startswith("{"):
+            assert skew[1][0] == pytest.approx(skew[1][1], rel=0.08)
+            raced = skew[1][1]
+    assert skew[1][1] == pytest.approx(raced, rel=0.06)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["routing.router=soft-moe", "model.top_k=1", "routing.capacity={factor: 1}"], "slots instead of a capacity"),
+        (["routing.router=expert-choice", "simulation.sampled_tokens=256"], "needs all of them"),
+        ([f"routing.load={{trace: {TRACE}bias}}", *RECORDED, "routing.router=mixtral"], "replays its own router"),
+    ],
+)
+def test_what_cannot_be_combined_is_said(settings: list[str], words: str) -> None:
+    with pytest.raises(ScenarioError, match=words):
+        moesim.load(SMALL, settings)
+
+
+def test_slots_move_where_all_tokens_are_gathered() -> None:
+    """More slots than tokens on the all-gather: every slot is moved."""
+    small = ["model.n_experts=64", "model.top_k=1", "routing.router={name: soft-moe, slots: 32}"]
+    work = ["workload={sequence_length: 256, global_batch: 64, micro_batch: 1}", "parallelism.expert=4"]
+    estimated, simulated = both(*small, *work, "dispatcher.kind=all-gather-reduce-scatter")
+    assert value(estimated, "step_time") == pytest.approx(value(simulated, "step_time"), rel=0.02)

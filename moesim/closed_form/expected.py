@@ -21,7 +21,7 @@ from moesim.network.demand import Demand
 from moesim.network.dispatchers import PortTimes
 from moesim.randomness import Streams
 from moesim.routing.capacity import CapacityRule
-from moesim.step.draws import load_moments
+from moesim.step.draws import load_moments, shares
 from moesim.step.model import StepModel
 from moesim.step.offload import beside, fetched_on_average, held_on_average
 from moesim.step.routed import PORT_ARRAYS, RoutedWork, padded_demand
@@ -75,17 +75,22 @@ def _loads(model: StepModel) -> _Loads:
     tokens = scenario.tokens_per_rank * scenario.parallelism.expert_tensor
     streams = Streams(scenario.routing.seed)
     found = load_moments(model)
-    sequences = scenario.workload.micro_batch
-    single = tokens * found.within + tokens**2 * found.between / sequences
+    shared = shares(model)
+    sequences = shared.replicas * shared.sequences
     # Rows that stand for a token: one, but in a soft mixture, whose slots stand for whole sequences.
-    stand = (
-        scenario.router.copies(tokens, sequences) / scenario.router.expected(np.ones(scenario.model.n_experts)).sum()
-    )
-    mean, spread = stand * ranks * found.chance, np.sqrt(ranks * single)
+    even = scenario.router.expected(np.ones(scenario.model.n_experts)).sum()
+    mean = scenario.copies_per_group / even * found.chance
+    group = tokens * ranks
     scores = _normal_scores(mean.shape[0], mean.shape[1], streams)
-    routed = _spread_out(mean, spread, scores)
-    routed *= mean.sum(axis=-1, keepdims=True) / routed.sum(axis=-1, keepdims=True)
+    if scenario.router.by_sequence:
+        routed = group / sequences * _sequences_drawn(found.chance, sequences, scenario.model.top_k, streams)
+    else:
+        routed = _spread_out(mean, np.sqrt(group * found.within + group**2 * found.between / sequences), scores)
+        routed *= mean.sum(axis=-1, keepdims=True) / routed.sum(axis=-1, keepdims=True)
     own = _spread_out(found.chance, np.sqrt(found.between), scores)
+    # What sources differ in about their mean: their tokens, and their sequences where these are their own.
+    apart = found.within * tokens * (1 - 1 / ranks)
+    single = apart + found.between * tokens**2 / shared.sequences * (1 - 1 / shared.replicas)
     rule = model.capacity_rule
     if rule is None:
         return _Loads(routed, routed, own)
@@ -98,6 +103,18 @@ def _loads(model: StepModel) -> _Loads:
     if rule.overflow != "drop":
         kept = _moved(kept, routed, model.capacity_rows)
     return _Loads(routed, kept, own)
+
+
+def _sequences_drawn(chance: Floats, sequences: int, top_k: int, streams: Streams) -> Floats:
+    """How many sequences choose each expert [L, E] where all tokens of one choose alike: too few for a law of many."""
+    races = streams.generator("routing/expected/sequences").standard_exponential(
+        (*chance.shape[:1], sequences, chance.shape[1])
+    )
+    first = np.argsort(races / np.maximum(chance, 1e-300)[:, None, :], axis=-1)[..., :top_k]
+    layers = np.arange(len(chance))[:, None, None]
+    counts = np.zeros(chance.shape)
+    np.add.at(counts, (np.broadcast_to(layers, first.shape), first), 1.0)
+    return counts
 
 
 def _spread_out(mean: Floats, spread: Floats, scores: Floats) -> Floats:
@@ -128,7 +145,7 @@ def _kept(rule: CapacityRule, routed: Floats, spread: Floats, model: StepModel, 
     capacity = room / scopes
     mean = routed / scopes
     # The spread of the whole group is in `routed` already; what is left is that of its sources about their mean.
-    sigma = np.maximum(spread * np.sqrt(1 - 1 / ranks) if per_source else 0.0 * spread, 1e-9)
+    sigma = np.maximum(spread if per_source else 0.0 * spread, 1e-9)
     over = (mean - capacity) / sigma
     density = np.exp(-0.5 * over**2) / np.sqrt(2 * np.pi)
     dropped = (mean - capacity) * _normal_tail(-over) + sigma * density
@@ -190,8 +207,7 @@ def _demand(model: StepModel, rank_rows: Floats, sources: Floats) -> Demand:
     def spread(hits: Floats) -> Floats:
         return np.broadcast_to(tokens * hits, (len(hits), layout.expert, hits.shape[-1]))
 
-    home = np.full(layout.expert, tokens)
-    return Demand(spread(share), spread(hit_rank), spread(hit_domain), home, even.ranks_per_domain)
+    return Demand(spread(share), spread(hit_rank), spread(hit_domain), even.tokens, even.ranks_per_domain)
 
 
 def _hit(share: Floats, even_share: Floats, even_hit: Floats) -> Floats:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.errors import InternalError
+from moesim.step.draws import exact_copies
 from moesim.step.model import StepModel
 from moesim.step.routed import RoutedWork
 
@@ -33,8 +34,7 @@ def check_routing(model: StepModel, routed: RoutedWork) -> None:
     """Token copies routed = computed + dropped, and the bytes that carry them arrive."""
     total = model.scenario.copies_per_group
     presented = routed.expert_routed.sum(axis=-1)
-    exact = not model.scenario.router.variable and model.scenario.routing.load.trace is None
-    if exact and not np.all(presented == total):
+    if exact_copies(model) and not np.all(presented == total):
         raise InternalError(f"routing: {presented.min()}..{presented.max()} copies routed of {total} presented")
     rule = model.capacity_rule
     at_most = routed.expert_routed if rule is None or rule.overflow == "drop" else model.capacity_rows

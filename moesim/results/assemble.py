@@ -9,6 +9,7 @@ from moesim.errors import InfeasibleError
 from moesim.results.result import Columns, Result, Road
 from moesim.results.summary import Observed, Summary, doubts
 from moesim.scenario.scenario import Scenario
+from moesim.step.draws import load_notes
 from moesim.step.memory import memory_parts
 from moesim.step.model import StepModel
 from moesim.step.routed import RoutedWork
@@ -78,6 +79,7 @@ def _notes(model: StepModel, road: Road) -> tuple[str, ...]:
         notes.append("jitter and stragglers are not in the closed form: simulate")
     if scenario.stack_options.offload_layers:
         notes.append("off-loading is assumed to hide behind compute: its transfers are not priced")
+    notes += load_notes(model)
     if scenario.routing.load.note and scenario.model.is_moe:
         notes.append(f"load {scenario.routing.load.name}: {scenario.routing.load.note}")
     return tuple(dict.fromkeys(notes))

@@ -196,23 +196,19 @@ def device_limit(
     choices: NDArray[np.integer],
     gates: NDArray[np.floating],
     place: NDArray[np.integer],
-    devices: int,
-    factor: float = 1.0,
-    exempt: Booleans | None = None,
+    rows: int,
 ) -> Booleans:
-    """Which copies [T, K] stay where each of D devices takes factor*T*K/D of them, those of highest gate first.
+    """Which copies [T, K] stay where each device takes `rows` of them, those of highest gate first.
 
     DeepSeek-V2's token dropping (report, section 2.2.4: a device's computational budget, lowest affinity dropped
-    first). `place` [E] is each expert's device; `choices` E or -1 are none. Tokens that are `exempt` [T] count first
-    and are never dropped (the report exempts about a tenth of the training sequences).
+    first; that it exempts a tenth of the training sequences is left out). `place` [E] is each expert's device;
+    `choices` E or -1 are none.
     """
     where = np.append(place, -1)[choices].ravel()
-    never = np.zeros(choices.shape, bool) if exempt is None else np.broadcast_to(exempt[:, None], choices.shape)
-    queue = np.lexsort((-gates.ravel(), ~never.ravel()))
+    queue = np.argsort(-gates.ravel(), kind="stable")
     kept = np.empty(where.size, bool)
-    kept[queue] = _among_first(where[queue], math.floor(factor * choices.size / devices))
-    stay: Booleans = (kept.reshape(choices.shape) | never) & (where.reshape(choices.shape) >= 0)
-    return stay
+    kept[queue] = _among_first(where[queue], rows)
+    return np.asarray(kept.reshape(choices.shape))
 
 
 def _among_first(names: NDArray[np.integer], rows: int) -> Booleans:

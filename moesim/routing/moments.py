@@ -16,12 +16,15 @@ from moesim.routing.inclusion import threshold
 from moesim.routing.loads import normalized, tenant_logs
 from moesim.routing.routers.base import Router
 from moesim.routing.routers.hash_layer import Hash
+from moesim.routing.routers.remoe import ReMoE
+from moesim.routing.routers.successive import tempered
 from moesim.routing.routers.top_k import TopKRouter
+from moesim.routing.routers.top_p import TopP
 from moesim.specs.routing import LoadProfile
 
 Floats = NDArray[np.float64]
 MOST_NUMBERS = 1 << 24
-SEQUENCES, NODES = 16, 9
+SEQUENCES, FEW, NODES = 64, 8, 9
 MOST, BISECTIONS, ROUNDS = 5.0, 20, 4
 
 
@@ -57,7 +60,13 @@ def of_profile(rule: Router, profile: LoadProfile, popularity: Floats, streams: 
     if profile.tenants is None and profile.sequence_tilt == 0.0:
         return of_choices(rule, rule.expected(popularity), np.zeros_like(popularity))
     if profile.tenants is None and isinstance(rule, TopKRouter) and rule.top_k > 2:
-        return of_choices(rule, *tilted_inclusion(popularity, rule.top_k, profile.sequence_tilt))
+        raced = tempered(popularity, rule.spec.noise, rule.top_k)
+        return of_choices(rule, *tilted_inclusion(raced, rule.top_k, profile.sequence_tilt))
+    if profile.tenants is None and isinstance(rule, (TopP, ReMoE)):
+        # How many experts a token has is known from a few sequences; which ones, by quadrature.
+        few = streams.generator("routing/moments/tilt").standard_normal((FEW, rule.experts))
+        each = rule.expected(normalized(np.log(popularity)[:, None, :] + profile.sequence_tilt * few))
+        return of_choices(rule, *tilted_inclusion(popularity, each.sum(axis=-1).mean(axis=1), profile.sequence_tilt))
     logs = np.zeros((1, rule.experts))
     if profile.tenants is not None:
         logs = tenant_logs(profile.tenants, rule.experts)
@@ -72,7 +81,7 @@ def of_profile(rule: Router, profile: LoadProfile, popularity: Floats, streams: 
     return of_choices(rule, each.mean(axis=1), each.var(axis=1))
 
 
-def tilted_inclusion(weights: Floats, top_k: int, tilt: float) -> tuple[Floats, Floats]:
+def tilted_inclusion(weights: Floats, top_k: float | Floats, tilt: float) -> tuple[Floats, Floats]:
     """Mean and variance [L, E] over sequences of the chance to be among a token's K.
 
     Weights [L, E] are tilted by exp(tilt N(0, 1)), expert by expert; with many experts the threshold of the race is

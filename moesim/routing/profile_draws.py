@@ -33,7 +33,8 @@ class ProfileDraws:
     `router_law` says how many experts a token gets and how groups limit them. Each of `ranks` source ranks has
     `tokens_per_rank` tokens in `sequences_per_rank` sequences. The model's `layers` stand at the same relative depths
     as the profile's. `mix` and `moment` as in `RoutingProfile.chosen`; `blocks`: all sequences of a sample come from
-    one domain, the domains in turn by their shares. Pure, and safe to share between threads.
+    one domain, the domains in turn by their shares; each token `stands_for` so many. Pure, and safe to share between
+    threads.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class ProfileDraws:
         mix: Mapping[str, float],
         moment: str | None,
         blocks: bool,
+        stands_for: int = 1,
     ) -> None:
         if router_law.top_k > profile.experts:
             raise UserError(f"{router_law.top_k} experts a token: the profile has {profile.experts}")
@@ -56,7 +58,8 @@ class ProfileDraws:
         self.ranks, self.tokens = ranks, tokens_per_rank
         self.sequences = max(1, min(sequences_per_rank, tokens_per_rank))
         self.layers = depth(layers, profile.layers)
-        self.library = Library(profile, mix, moment, max(1, tokens_per_rank // self.sequences), blocks, streams)
+        length = max(1, tokens_per_rank * stands_for // self.sequences)
+        self.library = Library(profile, mix, moment, length, blocks, streams)
         self._laws = [layer_law(profile, int(layer), router_law.top_k) for layer in self.layers]
 
     def simulated(self, sample: int, first: int, last: int) -> Simulated:

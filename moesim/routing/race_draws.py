@@ -6,7 +6,6 @@ T tokens of a source rank, E experts, K choices, R ranks, S sequences of a sourc
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +15,7 @@ from moesim.randomness import Streams
 from moesim.routing import _kernels
 from moesim.routing.drawn import Drawn
 from moesim.routing.loads import normalized, tenant_logs
-from moesim.routing.overflow import gates_of
 from moesim.routing.routers.base import Router
-from moesim.routing.routers.gshard import GShardTop2
 from moesim.routing.routers.top_k import TopKRouter
 from moesim.specs.routing import LoadProfile
 
@@ -76,7 +73,7 @@ class RaceDraws:
             found = (self._by_task(layer, sample, first, last) if self.rule.spec.tasks else found)[:, row[0]]
         if shared:
             row = np.zeros_like(row)
-        return self._thinned(Drawn(found, np.concatenate(weights), row), layer, sample, first)
+        return Drawn(found, np.concatenate(weights), row)
 
     def _by_task(self, layer: int, sample: int, first: int, last: int) -> NDArray[np.uint16]:
         """Choices [n, S, K] of sequences that do as their task does: the same for all of it, in every sample."""
@@ -88,20 +85,6 @@ class RaceDraws:
         whose = self.streams.generator(f"routing/sample{sample}/tasks").integers(0, tasks, self.ranks * S)
         chosen = table.reshape(tasks, -1)[whose[first * S : last * S]]
         return np.asarray(chosen.reshape(last - first, S, -1))
-
-    def _thinned(self, drawn: Drawn, layer: int, sample: int, first: int) -> Drawn:
-        """GShard's second experts, each used or not by its gate."""
-        if not isinstance(self.rule, GShardTop2) or self.rule.spec.second_threshold is None:
-            return drawn
-        gates = np.empty(drawn.choices.shape, np.float32)
-        for i, choices in enumerate(drawn.choices):
-            name = f"routing/layer{layer}/sample{sample}/second{first + i}"
-            gates[i] = gates_of(choices, drawn.weights, drawn.row[i], self.streams.integer(name), "renormalized")
-            chance = self.streams.generator(name).random(len(choices))
-            lost = gates[i, :, 1] < chance * self.rule.spec.second_threshold
-            choices[lost, 1] = self.rule.experts
-            gates[i, lost, 1] = 0.0
-        return replace(drawn, gates=gates)
 
     @property
     def _alike(self) -> bool:

@@ -18,7 +18,8 @@ from moesim.routing.routers.base import Batch, Router
 class RuleDraws:
     """Takes each token's weights from `law`, adds Gumbel noise to their logarithms, and lets the rule choose.
 
-    It sees a source rank's tokens together, as the balanced rules need. About a hundred times slower than a race.
+    It sees a source rank's tokens together, as the balanced rules need. A hundred to two thousand times slower than a
+    race.
     """
 
     def __init__(self, rule: Router, law: Draws, *, sequences_per_rank: int, streams: Streams) -> None:

@@ -98,7 +98,8 @@ class RoutingSampler:
             seed = self.streams.integer(f"routing/layer{layer}/sample{sample}/capacity{first + i}")
             if self.rule.per_rank:
                 gates = self._gates(drawn, choices[i], row[i], slice(i * n // scopes, (i + 1) * n // scopes), seed)
-                kept = device_limit(choices[i], gates, self.placement, self.ranks, self.rule.factor)
+                room = int(self.rule.factor * len(choices[i]) * self.top_k / self.ranks)
+                kept = device_limit(choices[i], gates, self.placement, room)
                 settled[i] = np.where(kept, choices[i], self.experts)
                 continue
             known: NDArray[np.float32] | None = None

@@ -14,6 +14,7 @@ from moesim.errors import UnknownNameError, UserError
 from moesim.specs.routing import Moment
 
 Floats = NDArray[np.float64]
+MOMENTS: tuple[Moment, ...] = ("early", "middle", "late")
 
 
 def spread_choice(share: Floats, count: int, generator: np.random.Generator) -> NDArray[np.int64]:
@@ -67,8 +68,11 @@ def weighted(
 
 
 def steps_of(step: NDArray[np.int32], moment: Moment | None) -> NDArray[np.int32]:
-    """The recorded training steps that a moment stands for: the first, the middle, or the last one."""
+    """The recorded training steps that a moment stands for: the first, middle or last third (the last where none is
+    named); fewer than three steps are all late. Raises UserError for another moment of these."""
     recorded = np.unique(step)
-    if moment is None or recorded.size == 1:
-        return recorded[-1:]
-    return recorded[[{"early": 0, "middle": (recorded.size - 1) // 2, "late": -1}[moment]]]
+    if recorded.size < len(MOMENTS):
+        if moment in (None, MOMENTS[-1]):
+            return recorded
+        raise UserError(f"moment {moment}: {recorded.size} step(s) of training were recorded; early and middle need 3")
+    return np.array_split(recorded, len(MOMENTS))[MOMENTS.index(moment or MOMENTS[-1])]

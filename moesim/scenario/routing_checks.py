@@ -76,6 +76,12 @@ def load_fits_the_experts(scenario: Scenario) -> Iterator[Problem]:
                 f"{load.tenants.count} tenants with {load.tenants.experts} experts each pin {pinned} of {experts};"
                 f" shared and own ones together must hold top-{scenario.model.top_k}",
             )
+    if scenario.model.router.rule == "soft-moe" and scenario.routing.capacity != "dropless":
+        yield Problem("routing.capacity", "a soft mixture has slots instead of a capacity; say dropless")
+    if load.fitted and scenario.model.router.rule == "routing-network":
+        yield Problem(
+            "routing.load", "a fitted law is of tokens, routing-network chooses by sequence: name a simple law"
+        )
     recorded = "trace" if load.trace else "fitted" if load.fitted else None
     rule = scenario.model.router.rule
     if recorded == "trace" and scenario.model.is_moe and scenario.routing.router != "model-default":
@@ -104,8 +110,8 @@ def thinning_is_even(scenario: Scenario) -> Iterator[Problem]:
         yield Problem(where, f"{drawn} does not divide the {tokens} tokens that a rank routes in a microbatch")
     if scenario.routing.capacity != "dropless":
         yield Problem(where, "expert capacity counts every token; leave it out, or route dropless")
-    if scenario.model.router.rule == "soft-moe":
-        yield Problem(where, "slots do not thin out with tokens; leave it out")
+    if scenario.model.is_moe and scenario.router.evened:
+        yield Problem(where, f"router {scenario.model.router.rule} balances the tokens it sees: it needs all of them")
 
 
 CHECKS: tuple[Check, ...] = (

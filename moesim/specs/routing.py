@@ -43,8 +43,11 @@ class CapacitySpec(Spec):
 
     @model_validator(mode="after")
     def _a_rank_drops(self) -> CapacitySpec:
+        others = (self.rounding, self.minimum, self.multiple, self.order)
         if self.per == "rank" and (self.pad or self.overflow != "drop" or self.priority not in (None, "probability")):
             raise ValueError("capacity per rank drops the lowest gates: no pad, overflow or other priority with it")
+        if self.per == "rank" and any(value is not None for value in others):
+            raise ValueError("capacity per rank drops the lowest gates: no rounding, minimum, multiple, order with it")
         return self
 
     @field_validator("overflow", mode="before")

@@ -6,6 +6,7 @@ L MoE layers, E experts.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,15 +24,17 @@ from moesim.routing.overflow import Gating
 from moesim.routing.profile import RoutingProfile
 from moesim.routing.profile_draws import CountSampler, ProfileDraws
 from moesim.routing.race_draws import RaceDraws, race_law
+from moesim.routing.routers.base import Router
 from moesim.routing.routers.base_layers import Base
 from moesim.routing.routers.gshard import GShardTop2
 from moesim.routing.routers.hash_layer import Hash
 from moesim.routing.routers.successive import tempered
-from moesim.routing.routers.top_k import TopKRouter
+from moesim.routing.routers.top_k import SigmoidTopK, TopKRouter
 from moesim.routing.rule_draws import EvenDraws, RuleDraws
 from moesim.routing.sampler import RoutingSampler
+from moesim.routing.shared_draws import SlicedDraws, ThinnedDraws
 from moesim.scenario.scenario import Scenario
-from moesim.specs.model import RouterSpec
+from moesim.specs.routing import LoadProfile
 from moesim.step.model import StepModel
 from moesim.traces import store
 from moesim.traces.replay import ReplayDraws, replay_moments
@@ -53,81 +56,148 @@ def routing_sampler(model: StepModel) -> RoutingSampler:
         capacity=None if capacity == "dropless" else capacity,
         placement=expert_rank(scenario.model.n_experts, layout.expert, scenario.placement.strategy),
         streams=Streams(scenario.routing.seed),
-        gating=_gating(scenario.model.router),
+        gating=_gating(scenario.router),
     )
 
 
-def _gating(spec: RouterSpec) -> Gating:
+def _gating(rule: Router) -> Gating:
     """What a router's gates are, as the priority of capacity sees them."""
-    if spec.rule == "sigmoid-top-k":
+    if isinstance(rule, SigmoidTopK):
         return "sigmoid"
-    return "renormalized" if spec.renormalize else "softmax"
+    renormalized = rule.renormalizes if isinstance(rule, TopKRouter) else rule.spec.renormalize
+    return "renormalized" if renormalized else "softmax"
+
+
+class Shares(NamedTuple):
+    """How an expert-parallel group's source ranks share sequences: `share` ranks hold slices of the same `sequences`,
+    in `replicas` groups (the last perhaps cut short); `tokens` of a replica, and how many are drawn for them."""
+
+    share: int
+    replicas: int
+    sequences: int
+    tokens: int
+    drawn: int
+
+
+def shares(model: StepModel) -> Shares:
+    """Tensor- and context-parallel ranks share sequences; an expert-tensor group gathers several ranks' tokens."""
+    scenario, layout = model.scenario, model.scenario.parallelism
+    parts, gathered = layout.tensor * layout.context, layout.expert_tensor
+    share = max(1, parts // gathered)
+    sequences = scenario.workload.micro_batch * max(1, gathered // parts)
+    tokens = scenario.tokens_per_rank * gathered * share
+    return Shares(share, -(-layout.expert // share), sequences, tokens, _tokens(model) * share)
 
 
 def draws(model: StepModel) -> Draws:
     """Where the choices of the scenario's tokens come from."""
-    scenario = model.scenario
-    load, rule, streams = scenario.routing.load, scenario.router, Streams(scenario.routing.seed)
-    layers, ranks, tokens = len(model.moe_index), scenario.parallelism.expert, _tokens(model)
-    sequences = scenario.workload.micro_batch
-    law: Draws
+    scenario, streams = model.scenario, Streams(model.scenario.routing.seed)
+    rule, shared = scenario.router, shares(model)
+    if isinstance(rule, Base) and rule.balanced:
+        return EvenDraws(rule.experts, tokens_per_rank=_tokens(model), streams=streams)
+    law = _law(model, shared, streams)
+    if shared.share > 1:
+        law = SlicedDraws(law, share=shared.share, sequences=shared.sequences)
+    if scenario.routing.load.trace is not None:
+        return law
+    if isinstance(rule, GShardTop2):
+        threshold = rule.spec.second_threshold
+        return (
+            law if threshold is None else ThinnedDraws(law, threshold=threshold, experts=rule.experts, streams=streams)
+        )
+    if isinstance(rule, RACES):
+        return law
+    return RuleDraws(rule, law, sequences_per_rank=shared.sequences, streams=streams)
+
+
+def _law(model: StepModel, shared: Shares, streams: Streams) -> Draws:
+    """Choices of whole replicas, as a plain race has them."""
+    load, rule, layers = model.scenario.routing.load, model.scenario.router, len(model.moe_index)
     if load.trace is not None:
         return ReplayDraws(
             trace(load.trace),
             layers=layers,
-            ranks=ranks,
-            tokens_per_rank=tokens,
-            sequences_per_rank=sequences,
+            ranks=shared.replicas,
+            tokens_per_rank=shared.drawn,
+            sequences_per_rank=shared.sequences,
             streams=streams,
             moment=load.moment,
             mix=load.mix,
             blocks=load.blocks,
         )
-    if load.fitted is not None:
-        law = ProfileDraws(
+    if load.fitted is not None and not isinstance(rule, Hash):
+        return ProfileDraws(
             profile(load.fitted),
             router_law=race_law(rule),
             layers=layers,
-            ranks=ranks,
-            tokens_per_rank=tokens,
-            sequences_per_rank=sequences,
+            ranks=shared.replicas,
+            tokens_per_rank=shared.drawn,
+            sequences_per_rank=shared.sequences,
             streams=streams,
             mix=load.mix,
             moment=load.moment,
             blocks=load.blocks,
+            stands_for=model.scenario.tokens_stood_for,
         )
-    else:
-        weights = tempered(_popularity(model), scenario.model.router.noise, rule.top_k)
-        law = RaceDraws(
-            rule, load, weights, ranks=ranks, tokens_per_rank=tokens, sequences_per_rank=sequences, streams=streams
-        )
+    weights = _popularity(model)
     if isinstance(rule, RACES):
-        return law
-    if isinstance(rule, Base) and rule.balanced:
-        return EvenDraws(rule.experts, tokens_per_rank=tokens, streams=streams)
-    return RuleDraws(rule, law, sequences_per_rank=sequences, streams=streams)
+        weights = tempered(weights, rule.spec.noise, rule.top_k)
+    return RaceDraws(
+        rule,
+        LoadProfile() if isinstance(rule, Hash) else load,
+        weights,
+        ranks=shared.replicas,
+        tokens_per_rank=shared.drawn,
+        sequences_per_rank=shared.sequences,
+        streams=streams,
+    )
+
+
+def exact_copies(model: StepModel) -> bool:
+    """Whether every token has as many copies as the router says, rather than about as many."""
+    load = model.scenario.routing.load
+    if load.fitted is not None and profile(load.fitted).width[:, -1].min() < 1.0:
+        return False
+    return not model.scenario.router.variable and load.trace is None
 
 
 def load_moments(model: StepModel) -> Moments:
     """What the closed form knows of the same load."""
     scenario = model.scenario
     load, rule, layers = scenario.routing.load, scenario.router, len(model.moe_index)
+    shared = shares(model)
     if load.trace is not None:
-        tokens = _tokens(model) // scenario.workload.micro_batch
-        return replay_moments(trace(load.trace), layers, tokens, load.mix, load.moment)
+        return replay_moments(trace(load.trace), layers, shared.tokens // shared.sequences, load.mix, load.moment)
     if load.fitted is not None:
         counted = CountSampler(
             profile(load.fitted),
             layers=layers,
             mix=load.mix,
             moment=load.moment,
-            tokens_per_rank=_tokens(model),
-            sequences_per_rank=scenario.workload.micro_batch,
+            tokens_per_rank=shared.tokens,
+            sequences_per_rank=shared.sequences,
             top_k=rule.top_k,
             expected=None if isinstance(rule, TopKRouter) else rule.expected,
         )
         return moments.of_choices(rule, *counted.moments())
     return moments.of_profile(rule, load, _popularity(model), Streams(scenario.routing.seed))
+
+
+def load_notes(model: StepModel) -> list[str]:
+    """What to know about a load that was recorded: sequences longer than any recorded one."""
+    load = model.scenario.routing.load
+    if not model.scenario.model.is_moe or (load.fitted is None and load.trace is None):
+        return []
+    shared = shares(model)
+    length = shared.tokens // shared.sequences
+    if load.fitted is not None:
+        longest, then = int(profile(load.fitted).length.max()), "each keeps one recorded sequence's taste throughout"
+    elif load.trace is not None:
+        longest = int(np.diff(trace(load.trace).starts).max())
+        then = "each is made of several recorded ones of one domain"
+    if length < 2 * longest:
+        return []
+    return [f"sequences of {length:,} tokens are longer than any recorded ({longest:,}): {then}"]
 
 
 def evolution(scenario: Scenario, rows: int) -> list[dict[str, float]]:
@@ -142,7 +212,7 @@ def evolution(scenario: Scenario, rows: int) -> list[dict[str, float]]:
     layers, streams = len(StepModel(scenario).moe_index), Streams(scenario.routing.seed)
     before = load.model_copy(update={"balancing": None, "newcomers": None})
     logs = np.log(layer_weights(before, scenario.model.n_experts, layers, scenario.model.top_k, streams))
-    every = max(1, load.balancing.steps // (rows - 1))
+    every = max(1, load.balancing.steps // max(1, rows - 1))
     return [
         {"step": step, "max_over_mean": most, "nearly_idle": idle}
         for step, most, idle in history(logs, scenario.model.top_k, load.balancing, every)

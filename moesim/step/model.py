@@ -158,7 +158,8 @@ class StepModel:
             return float("inf")
         layout, spec = scenario.parallelism, scenario.model
         if rule.per_rank:
-            return rule.factor * scenario.copies_per_group / spec.n_experts
+            tokens = scenario.tokens_per_rank * layout.expert_tensor * layout.expert
+            return rule.factor * tokens * spec.top_k / spec.n_experts
         tokens = scenario.tokens_per_rank * layout.expert_tensor
         if rule.scope == "source-rank":
             return float(rule.capacity(tokens, spec.n_experts, spec.top_k) * layout.expert)

@@ -77,7 +77,7 @@ def even_demand(scenario: Scenario, network: GroupNetwork) -> Demand:
         sizes = np.diff(np.append(np.arange(0, ranks, domain), ranks))
         square = np.full((ranks, ranks), each * tokens / ranks)
         by_domain = np.tile(each * tokens / ranks * sizes, (ranks, 1))
-        return Demand(square, square, by_domain, np.full(ranks, tokens), domain)
+        return Demand(square, square, by_domain, np.full(ranks, each * tokens), domain)
     more, less = by_choices(whole + 1), by_choices(max(1, whole))
     share = each - whole
 

@@ -172,7 +172,8 @@ def _demand(model: StepModel, counts: list[RoutingCounts]) -> Demand:
 
 
 def _home_tokens(model: StepModel) -> Floats:
-    return np.full(model.scenario.parallelism.expert, float(model.scenario.tokens_per_rank))
+    """Rows that a rank has to offer: its tokens, or the slots that stand for them."""
+    return np.asarray(model.mover.even_demand.tokens)
 
 
 def _stack(found: list[_Layer]) -> RoutedWork:

@@ -18,6 +18,7 @@ from moesim.specs.routing import Moment
 from moesim.traces.trace import RouterTrace
 
 Floats = NDArray[np.float64]
+MOST_KEPT = 64
 
 
 class ReplayDraws:
@@ -66,7 +67,9 @@ class ReplayDraws:
         """Which recorded token stands at each place of a sample [R, T]: the same for all layers."""
         found = self._tokens.get(sample)
         if found is None:
-            found = self._tokens[sample] = self._choose(sample)
+            found = self._choose(sample)
+            if len(self._tokens) < MOST_KEPT:
+                self._tokens[sample] = found
         return found
 
     def _choose(self, sample: int) -> NDArray[np.int64]:

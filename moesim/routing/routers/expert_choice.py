@@ -34,6 +34,10 @@ class ExpertChoice(Router):
         taken = _best_tokens(scores, index, counts, self.capacity(counts))
         return padded(taken, scores, scores, self.spec.scale)
 
+    def copies(self, tokens: float, sequences: float) -> float:
+        """Rows of so many tokens in so many sequences: what each expert takes of each, rounded."""
+        return sequences * self.experts * float(self.capacity(np.array([round(tokens / sequences)]))[0])
+
     def capacity(self, tokens: Integers) -> Integers:
         """Tokens [S] that each expert takes of sequences of so many `tokens` [S]."""
         rows = np.rint(tokens * self.top_k / self.experts).astype(np.int64)
