@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from moesim.errors import FileError, UserError
+from moesim.files import target_of
 from moesim.terminal import Progress, console, print_json, say
 
 app = typer.Typer(
@@ -134,7 +135,10 @@ def fit(
         rows = [row.model_dump(mode="json") for row in profile.meta.goodness]
         print_json({"written": str(target), "goodness": rows})
         return
-    console().print(goodness_table(profile))
+    if profile.meta.goodness:
+        console().print(goodness_table(profile))
+    else:
+        say("too few sequences to hold any out: how good the fit is cannot be told")
     say(f"wrote {target}: use it as routing.load={{fitted: {target}}}")
 
 
@@ -166,7 +170,7 @@ def _fit_counts(counts: Any, name: str, out: Path | None, as_json: bool) -> None
     entry = {name: fit_counts(counts)}
     if out is not None:
         try:
-            out.write_text(to_yaml(entry), encoding="utf-8")
+            target_of(out).write_text(to_yaml(entry), encoding="utf-8")
         except OSError as error:
             raise FileError(f"cannot write {out}: {error.strerror or error}") from error
         say(f"wrote {out}")

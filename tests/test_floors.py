@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "moesim"
 
 # Lowest first. A room is a folder or a file of the package.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "units", "randomness", "provenance", "columns"),
+    ("errors", "files", "units", "randomness", "provenance", "columns"),
     ("specs", "catalog"),
     ("routing", "placement", "traces"),
     ("network", "costs"),

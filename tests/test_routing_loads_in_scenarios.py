@@ -128,9 +128,22 @@ def test_collapse_grows_and_costs_step_time() -> None:
 
 def test_domains_in_blocks_are_less_even_than_mixed() -> None:
     load = f"{{trace: {TRACE}bias, mix: {{code: 1, languages: 1}}, blocks: %s}}"
-    mixed, blocks = (both(f"routing.load={load % word}", *RECORDED)[1] for word in ("false", "true"))
+    (quick, mixed), (quick_blocks, blocks) = (
+        both(f"routing.load={load % word}", *RECORDED) for word in ("false", "true")
+    )
+    for estimated, simulated in ((quick, mixed), (quick_blocks, blocks)):
+        assert value(estimated, "step_time") == pytest.approx(value(simulated, "step_time"), rel=0.05)
     assert value(blocks, "expert_load_max_over_mean") > 1.05 * value(mixed, "expert_load_max_over_mean")
     assert value(blocks, "step_time") > value(mixed, "step_time")
+
+
+@pytest.mark.parametrize("tasks", [0, 4, 64])
+def test_routing_networks_by_task(tasks: int) -> None:
+    many = "simulation.microbatch_samples=32"
+    estimated, simulated = both(f"routing.router={{name: routing-network, tasks: {tasks}}}", many)
+    assert value(estimated, "expert_load_max_over_mean") == pytest.approx(
+        value(simulated, "expert_load_max_over_mean"), rel=0.15
+    )
 
 
 def test_newcomers_tenants_and_balancing_do_what_they_say() -> None:

@@ -108,4 +108,17 @@ def test_mistakes(tmp_path: Path, recording: Path) -> None:
     refused(run("trace", "import", recording, "--format", "vllm"), 2, "vllm-jsonl")
     refused(run("trace", "fit", NAME, "--out", tmp_path / "no" / "such" / "x.safetensors"), 2, "x.safetensors")
     refused(run("trace", "train", "--preset", "huge"), 2, "preset")
+    refused(run("trace", "import", recording, "--out", "/dev/null"), 2, "no plain file")
+    refused(run("trace", "import", recording, "--out", tmp_path), 2, "it is a folder")
+    refused(run("trace", "import", recording, "--format", "npz"), 2, "name the .npz")
+    np.savez(tmp_path / "low.npz", experts=np.tile(np.array([0, -3]), (9, 2, 1)))
+    refused(run("trace", "import", tmp_path / "low.npz"), 2, "only -1 stands for no expert")
     assert not list(tmp_path.glob(".moesim*"))
+
+
+@pytest.mark.skipif(find_spec("torch") is None, reason="torch is not installed (extra `trace`)")
+def test_a_damaged_checkpoint_is_said_so(tmp_path: Path) -> None:
+    (tmp_path / "switch-top-1.checkpoint.pt").write_bytes(b"no checkpoint")
+    told = run("trace", "train", "--preset", "tiny", "--out", tmp_path, "--resume", OMP_NUM_THREADS="1")
+    assert told.returncode == 2, told.stderr
+    assert "damaged checkpoint" in told.stderr

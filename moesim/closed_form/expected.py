@@ -21,6 +21,8 @@ from moesim.network.demand import Demand
 from moesim.network.dispatchers import PortTimes
 from moesim.randomness import Streams
 from moesim.routing.capacity import CapacityRule
+from moesim.routing.inclusion import rates
+from moesim.routing.routers.base import Router
 from moesim.step.draws import load_moments, shares
 from moesim.step.model import StepModel
 from moesim.step.offload import beside, fetched_on_average, held_on_average
@@ -83,11 +85,12 @@ def _loads(model: StepModel) -> _Loads:
     group = tokens * ranks
     scores = _normal_scores(mean.shape[0], mean.shape[1], streams)
     if scenario.router.by_sequence:
-        routed = group / sequences * _sequences_drawn(found.chance, sequences, scenario.model.top_k, streams)
+        routed = group / sequences * _sequences_drawn(found.chance, sequences, scenario.router, streams)
     else:
-        routed = _spread_out(mean, np.sqrt(group * found.within + group**2 * found.between / sequences), scores)
+        variance = group * found.within + group**2 * (found.between / sequences + found.shared)
+        routed = _spread_out(mean, np.sqrt(variance), scores)
         routed *= mean.sum(axis=-1, keepdims=True) / routed.sum(axis=-1, keepdims=True)
-    own = _spread_out(found.chance, np.sqrt(found.between), scores)
+    own = _spread_out(found.chance, np.sqrt(found.between + found.shared), scores)
     # What sources differ in about their mean: their tokens, and their sequences where these are their own.
     apart = found.within * tokens * (1 - 1 / ranks)
     single = apart + found.between * tokens**2 / shared.sequences * (1 - 1 / shared.replicas)
@@ -105,12 +108,14 @@ def _loads(model: StepModel) -> _Loads:
     return _Loads(routed, kept, own)
 
 
-def _sequences_drawn(chance: Floats, sequences: int, top_k: int, streams: Streams) -> Floats:
+def _sequences_drawn(chance: Floats, sequences: int, rule: Router, streams: Streams) -> Floats:
     """How many sequences choose each expert [L, E] where all tokens of one choose alike: too few for a law of many."""
-    races = streams.generator("routing/expected/sequences").standard_exponential(
-        (*chance.shape[:1], sequences, chance.shape[1])
-    )
-    first = np.argsort(races / np.maximum(chance, 1e-300)[:, None, :], axis=-1)[..., :top_k]
+    generator = streams.generator("routing/expected/sequences")
+    several = rule.spec.tasks or sequences
+    races = generator.standard_exponential((len(chance), several, rule.experts))
+    first = np.argsort(races / np.maximum(rates(chance), 1e-300)[:, None, :], axis=-1)[..., : rule.top_k]
+    if rule.spec.tasks:
+        first = first[:, generator.integers(0, rule.spec.tasks, sequences)]
     layers = np.arange(len(chance))[:, None, None]
     counts = np.zeros(chance.shape)
     np.add.at(counts, (np.broadcast_to(layers, first.shape), first), 1.0)

@@ -309,7 +309,7 @@ class Summary:
             value, low, high = spread(np.asarray(values, dtype=np.float64))
             metrics[name] = Quantity(value, unit, min(low, value), max(high, value), basis, f"{why}; range: 5-95 %")
         kept = work.expert_kept.sum()
-        padding = float(1 - kept / work.rows.sum()) if work.rows.sum() > kept else 0.0
+        padding = float(1 - kept / work.rows.sum()) if work.rows.sum() > kept * (1 + 1e-9) else 0.0
         metrics["padded_token_fraction"] = Quantity.exact(padding, "fraction", "rows computed that hold padding", basis)
         metrics.update(self._cache())
         even = self.observed.even_seconds

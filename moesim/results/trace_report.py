@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from moesim.errors import FileError
+from moesim.files import target_of
 from moesim.results.report import _BOOT, _CSS, _bundle, _picture, _policy, _table
 from moesim.results.trace_charts import TraceCharts
 from moesim.traces.inspection import Inspection
@@ -19,7 +20,7 @@ from moesim.units import show
 
 def write_report(inspection: Inspection, path: str | os.PathLike[str]) -> None:
     """Writes the page, the whole file or none; one inspection always gives the same page."""
-    target = Path(path)
+    target = target_of(path)
     try:
         with tempfile.TemporaryDirectory(prefix=".moesim-", dir=target.parent, ignore_cleanup_errors=True) as folder:
             draft = Path(folder) / "draft"

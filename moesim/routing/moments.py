@@ -31,22 +31,24 @@ MOST, BISECTIONS, ROUNDS = 5.0, 20, 4
 @dataclass(frozen=True)
 class Moments:
     """Of one token's copies at each expert [L, E]: their mean (`chance`), the variance over tokens of one sequence
-    (`within`), and that of a sequence's own mean over sequences (`between`)."""
+    (`within`), that of a sequence's own mean over sequences (`between`), and what all sequences of a batch have in
+    common where it holds one domain (`shared`, a variance too)."""
 
     chance: Floats
     within: Floats
     between: Floats
+    shared: Floats
 
 
-def of_choices(rule: Router, chance: Floats, between: Floats) -> Moments:
+def of_choices(rule: Router, chance: Floats, between: Floats, shared: Floats | None = None) -> Moments:
     """The moments of a rule whose tokens choose independently, given the mean and its spread over sequences."""
     nothing = np.zeros_like(chance)
     if rule.evened:
-        return Moments(chance, nothing, nothing)
+        return Moments(chance, nothing, nothing, nothing)
     single = np.maximum(chance * (1.0 - chance), 0.0)
     if rule.by_sequence:
-        return Moments(chance, nothing, single)
-    return Moments(chance, single, np.minimum(between, single))
+        return Moments(chance, nothing, single, nothing)
+    return Moments(chance, single, np.minimum(between, single), nothing if shared is None else shared)
 
 
 def of_profile(rule: Router, profile: LoadProfile, popularity: Floats, streams: Streams) -> Moments:

@@ -28,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
 from moesim.errors import FileError, UnknownNameError, UserError, nearest_hint, shorten
+from moesim.files import target_of
 from moesim.routing._stationary_kernels import sequence_chances
 from moesim.routing.moments import simple_law
 from moesim.routing.profile_file import SHAPES, contradiction, fine_enough, pack, unpack
@@ -136,7 +137,7 @@ class RoutingProfile:
         )
         if len(data) > MAX_FILE_BYTES:
             raise FileError(f"the profile takes {len(data)} bytes, more than {MAX_FILE_BYTES}: fit with fewer classes")
-        target = Path(path)
+        target = target_of(path)
         try:
             with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".moesim-", delete=False) as file:
                 file.write(data)

@@ -136,8 +136,9 @@ class CountSampler:
             found[layer] = copies.reshape(self.ranks, S, E).sum(axis=1)
         return found
 
-    def moments(self) -> tuple[Floats, Floats]:
-        """Mean copies of a token at each expert [L, E], and the variance of a sequence's own mean over sequences."""
+    def moments(self) -> tuple[Floats, Floats, Floats]:
+        """Mean copies of a token at each expert [L, E], the variance of a sequence's own mean over sequences, and, in
+        `blocks`, that part of it which all sequences of a batch share: its domain's (0 otherwise)."""
         odds = self.library.chance(None)
         known = np.flatnonzero(odds)
         if known.size > MOST_FOR_MOMENTS:
@@ -149,7 +150,11 @@ class CountSampler:
         each = np.stack([self.sequence(int(s))[0][self.layers] for s in known]).astype(np.float64)
         mean = np.einsum("s,sle->le", part, each)
         own = each * (1.0 - each) * self.profile.residual[self.layers]
-        return mean, np.einsum("s,sle->le", part, (each - mean) ** 2 + own**2)
+        whole, shared = np.einsum("s,sle->le", part, (each - mean) ** 2 + own**2), np.zeros_like(mean)
+        for domain in np.unique(self.profile.domain[known]) if self.library.blocks else ():
+            here = np.where(self.profile.domain[known] == domain, part, 0.0)
+            shared += here.sum() * (np.einsum("s,sle->le", here / here.sum(), each) - mean) ** 2
+        return mean, whole - shared, shared
 
     def sequence(self, s: int) -> tuple[Floats32, Floats32]:
         """Mean copies of a token of library sequence s [L, E], by the profile's layers, and how much more they vary

@@ -28,7 +28,7 @@ def resolve_load(resolved: Document, found: list[Problem], folder: Path) -> None
             found.append(Problem(where, f"{shorten(name)} is not the file that this scenario was made with"))
             return
         noun = store.load(path) if kind == "trace" else RoutingProfile.load(path)
-    except UserError as error:
+    except (UserError, OSError) as error:
         found.append(Problem(where, str(error)))
         resolved["routing"]["load"] = {"name": "uniform"}
         return

@@ -167,7 +167,9 @@ def load_moments(model: StepModel) -> Moments:
     load, rule, layers = scenario.routing.load, scenario.router, len(model.moe_index)
     shared = shares(model)
     if load.trace is not None:
-        return replay_moments(trace(load.trace), layers, shared.tokens // shared.sequences, load.mix, load.moment)
+        return replay_moments(
+            trace(load.trace), layers, shared.tokens // shared.sequences, load.mix, load.moment, load.blocks
+        )
     if load.fitted is not None:
         counted = CountSampler(
             profile(load.fitted),
@@ -176,6 +178,7 @@ def load_moments(model: StepModel) -> Moments:
             moment=load.moment,
             tokens_per_rank=shared.tokens,
             sequences_per_rank=shared.sequences,
+            blocks=load.blocks,
             top_k=rule.top_k,
             expected=None if isinstance(rule, TopKRouter) else rule.expected,
         )

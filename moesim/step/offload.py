@@ -63,6 +63,8 @@ def held_in_turn(model: StepModel, choices: Callable[[int], NDArray[np.uint16]])
     if offload is None:
         return None
     experts, resident, hits, wanted = model.scenario.model.n_experts, _resident(model), 0, 0
+    if resident >= experts:
+        return 1.0
     for layer in range(len(model.moe_index)):
         tokens = choices(layer)
         if offload.keep == "recent":

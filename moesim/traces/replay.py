@@ -110,7 +110,12 @@ def chosen(trace: RouterTrace, mix: Mapping[str, float], moment: Moment | None) 
 
 
 def replay_moments(
-    trace: RouterTrace, layers: int, tokens: int, mix: Mapping[str, float] | None = None, moment: Moment | None = None
+    trace: RouterTrace,
+    layers: int,
+    tokens: int,
+    mix: Mapping[str, float] | None = None,
+    moment: Moment | None = None,
+    blocks: bool = False,
 ) -> Moments:
     """The moments of a replayed trace, in sequences of `tokens` tokens each: layer by layer [layers, E].
 
@@ -121,7 +126,7 @@ def replay_moments(
     pieces = max(1.0, tokens / float(share @ lengths))
     domains = np.eye(len(trace.meta.domains))[:, trace.domain] * share
     of_domain = np.maximum(domains.sum(axis=1, keepdims=True), 1e-300)
-    by_layer = np.zeros((trace.layers, 2, experts))
+    by_layer = np.zeros((trace.layers, 3, experts))
     for layer in range(trace.layers):
         names = trace.experts[:, layer, :]
         held = names != trace.none
@@ -129,7 +134,8 @@ def replay_moments(
         mean = np.bincount(place, minlength=trace.sequences * experts).reshape(-1, experts) / lengths[:, None]
         chance = share @ mean
         apart = of_domain[:, 0] @ (domains / of_domain @ mean - chance) ** 2
-        by_layer[layer] = chance, apart + (share @ (mean - chance) ** 2 - apart) / pieces
-    chance, between = np.moveaxis(by_layer[depth(layers, trace.layers)], 1, 0)
+        own = (share @ (mean - chance) ** 2 - apart) / pieces
+        by_layer[layer] = (chance, own, apart) if blocks else (chance, own + apart, 0.0 * apart)
+    chance, between, shared = np.moveaxis(by_layer[depth(layers, trace.layers)], 1, 0)
     single = np.maximum(chance * (1.0 - chance), 0.0)
-    return Moments(chance, np.maximum(single - between, 0.0), np.minimum(between, single))
+    return Moments(chance, np.maximum(single - between, 0.0), np.minimum(between, single), shared)

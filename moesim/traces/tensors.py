@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.errors import FileError, shorten
+from moesim.files import target_of
 
 MAX_HEADER = 1 << 20
 _TYPES: dict[str, str] = {
@@ -76,7 +77,7 @@ def read_tensors(path: str | os.PathLike[str]) -> Tensors:
 
 def write_tensors(path: str | os.PathLike[str], arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> None:
     """Writes a whole file or none; the same arrays, in the same order, and metadata give the same bytes."""
-    target = Path(path)
+    target = target_of(path)
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for name, array in arrays.items():

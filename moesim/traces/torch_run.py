@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import pickle
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moesim.errors import UserError
+from moesim.errors import FileError, UserError
 from moesim.randomness import Streams
 from moesim.traces.torch_door import Tensor, functional, torch
 from moesim.traces.torch_experts import engine
@@ -215,12 +216,19 @@ class Run:
             "recordings": [vars(recording) for recording in self.recordings],
         }
         unfinished = path.with_name(path.name + ".unfinished")
-        torch.save(state, unfinished)
-        os.replace(unfinished, path)
+        try:
+            with unfinished.open("wb") as file:
+                torch.save(state, file)
+            os.replace(unfinished, path)
+        except OSError as error:
+            raise FileError(f"cannot write {path}: {error.strerror or error}") from error
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint; raises UserError where it is of another run."""
-        state: dict[str, Any] = torch.load(path, map_location=self.world.device, weights_only=True)
+        try:
+            state: dict[str, Any] = torch.load(path, map_location=self.world.device, weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+            raise FileError(f"{path} is a damaged checkpoint; remove it to begin anew") from error
         if (state["configuration"], state["text"]) != (digest(self.config), self.text.digest):
             raise UserError(f"{path} is of another configuration or text; name another folder, or begin anew")
         self.step, self.steps, self.loss = state["counters"]

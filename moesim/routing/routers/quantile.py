@@ -7,6 +7,7 @@ import numpy as np
 from moesim.routing.assignment import Assignment
 from moesim.routing.routers.base import Batch, Effect, Floats, Router
 from moesim.routing.routers.scores import best, perturbed, renormalized, softmax
+from moesim.routing.routers.successive import among_first
 
 _MOST_UPDATES = 100
 
@@ -32,7 +33,9 @@ class QuantileBalanced(Router):
         return self.spec.balancing
 
     def expected(self, weights: Floats) -> Floats:
-        """K / E copies [..., E]: at the fixed point the prices have undone the weights."""
+        """K / E copies [..., E]: at the fixed point prices have undone the weights; inclusion where not balancing."""
+        if not self.spec.balancing:
+            return among_first(np.asarray(weights, dtype=np.float64), self.top_k)
         return np.full(np.shape(weights), self.top_k / self.experts)
 
     def _assign(self, logits: Floats, bias: Floats | None, batch: Batch) -> Assignment:

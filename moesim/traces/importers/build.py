@@ -155,6 +155,8 @@ def _compact(choices: NDArray[Any], experts: int, path: Path) -> NDArray[np.unsi
     for begin in range(0, len(choices), _CHUNK):
         piece = choices[begin : begin + _CHUNK]
         if piece.dtype.kind == "i":
+            if int(piece.min(initial=0)) < -1:
+                raise FileError(f"cannot read {path}: expert {int(piece.min())}; only -1 stands for no expert")
             compact[begin : begin + _CHUNK] = np.where(piece < 0, none, piece)
         else:
             compact[begin : begin + _CHUNK] = piece

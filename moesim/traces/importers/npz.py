@@ -36,6 +36,8 @@ def _is_list_of_sequences(value: Any) -> bool:
 
 
 def _read(source: Source, options: ImportOptions) -> RouterTrace:
+    if source.path.suffix not in (".npz", ".json"):
+        raise FileError(f"cannot read {source.path} as npz: name the .npz, or the .json beside it")
     path = source.path.with_suffix(".npz")
     arrays = read_npz(path)
     if "experts" not in arrays:
