@@ -93,6 +93,9 @@ def count_noun(number: int, noun: str) -> str:
 def _recorded_layers(draft: Draft, options: ImportOptions) -> list[int]:
     """Layers with experts: not those that the user or the recording says are dense."""
     choices, layers = draft.choices, []
+    lowest = int(choices.min(initial=0))
+    if lowest < -1:
+        raise FileError(f"cannot read {draft.path}: expert {lowest}; only -1 stands for no expert")
     names = list(draft.layers) if draft.layers is not None else list(range(choices.shape[1]))
     dense = []
     for index, name in enumerate(names):
@@ -155,8 +158,6 @@ def _compact(choices: NDArray[Any], experts: int, path: Path) -> NDArray[np.unsi
     for begin in range(0, len(choices), _CHUNK):
         piece = choices[begin : begin + _CHUNK]
         if piece.dtype.kind == "i":
-            if int(piece.min(initial=0)) < -1:
-                raise FileError(f"cannot read {path}: expert {int(piece.min())}; only -1 stands for no expert")
             compact[begin : begin + _CHUNK] = np.where(piece < 0, none, piece)
         else:
             compact[begin : begin + _CHUNK] = piece
