@@ -6,9 +6,10 @@ L MoE layers, S samples, R expert-parallel ranks, E experts.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -63,15 +64,29 @@ class RoutedWork:
 def price_layers(model: StepModel, draw: Draw, samples: int, report: Callable[[int], Any] | None = None) -> RoutedWork:
     """Draws `samples` routings of every MoE layer and prices them; layers are spread over the machine's cores."""
 
+    stop = Event()
+
+    def counts(layer: int) -> Iterator[RoutingCounts]:
+        for sample in range(samples):
+            if stop.is_set():
+                raise CancelledError
+            yield draw(layer, sample)
+
     def one(layer: int) -> _Layer:
-        return _price_layer(model, [draw(layer, sample) for sample in range(samples)])
+        return _price_layer(model, list(counts(layer)))
 
     found: list[_Layer] = []
     with ThreadPoolExecutor(max_workers=_cores()) as pool:
-        for layer in pool.map(one, range(len(model.moe_index))):
-            found.append(layer)
-            if report is not None:
-                report(len(found))
+        try:
+            for layer in pool.map(one, range(len(model.moe_index))):
+                found.append(layer)
+                if report is not None:
+                    report(len(found))
+        except BaseException:
+            # Ctrl-C, or a layer that failed: the others need not finish.
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
     return _stack(found)
 
 
