@@ -27,11 +27,12 @@ from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
-from moesim.errors import FileError, UnknownNameError, UserError, nearest_hint, shorten
+from moesim.errors import FileError, shorten
 from moesim.files import target_of
 from moesim.routing._stationary_kernels import sequence_chances
 from moesim.routing.moments import simple_law
 from moesim.routing.profile_file import SHAPES, contradiction, fine_enough, pack, unpack
+from moesim.routing.sequences import weighted
 from moesim.specs.base import Spec
 
 Floats = NDArray[np.float64]
@@ -40,7 +41,6 @@ Integers = NDArray[np.int32]
 FORMAT = "moesim-routing-profile"
 VERSION = 1
 MAX_FILE_BYTES = 500_000
-MOMENTS = ("early", "middle", "late")
 
 
 class GoodnessRow(Spec):
@@ -182,34 +182,8 @@ class RoutingProfile:
         recorded steps of training (`moment`: early, middle, late; None: late, where there are so many). Raises
         `UserError` where nothing is left.
         """
-        possible = self._at(moment) * self.length
-        if not mix:
-            return np.asarray(possible / possible.sum())
-        for name in mix:
-            if name not in self.meta.domains:
-                raise UnknownNameError("domain of the profile", name, self.meta.domains)
-        chance = np.zeros(self.sequences)
-        for name, part in mix.items():
-            held = possible * (self.domain == self.meta.domains.index(name))
-            if part > 0.0 and held.sum() == 0.0:
-                raise UserError(f"the profile has no sequence of domain {name!r}" + (f" at {moment}" if moment else ""))
-            chance += part * held / max(held.sum(), 1.0)
-        if not chance.sum() > 0.0:
-            raise UserError("the shares of mix add up to nothing")
-        return np.asarray(chance / chance.sum())
-
-    def _at(self, moment: str | None) -> Floats:
-        """Sequences [S] recorded in a third of training, the recorded steps taken in turn."""
-        steps = np.unique(self.step[self.step >= 0])
-        if moment is None and steps.size < len(MOMENTS):
-            return np.ones(self.sequences)
-        moment = moment or MOMENTS[-1]
-        if moment not in MOMENTS:
-            raise UserError(f"moment is {shorten(moment)!r}{nearest_hint(moment, MOMENTS)}")
-        if steps.size < len(MOMENTS):
-            raise UserError(f"the profile holds {steps.size} steps of training: early, middle and late need 3 or more")
-        third = np.array_split(steps, len(MOMENTS))[MOMENTS.index(moment)]
-        return np.isin(self.step, third).astype(np.float64)
+        lengths = self.length.astype(np.float64)
+        return weighted(lengths, self.domain, self.step, self.meta.domains, mix, moment)
 
     def inclusion(self) -> Floats:
         """Mean chance [S, L, E] that a token of each library sequence chooses each expert, its classes averaged."""

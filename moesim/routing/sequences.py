@@ -10,11 +10,10 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.errors import UnknownNameError, UserError
-from moesim.specs.routing import Moment
+from moesim.errors import UnknownNameError, UserError, nearest_hint, shorten
 
 Floats = NDArray[np.float64]
-MOMENTS: tuple[Moment, ...] = ("early", "middle", "late")
+MOMENTS = ("early", "middle", "late")
 
 
 def spread_choice(share: Floats, count: int, generator: np.random.Generator) -> NDArray[np.int64]:
@@ -46,11 +45,11 @@ def one_domain(share: Floats, domain: NDArray[np.int32], sample: int) -> Floats:
 
 def weighted(
     lengths: Floats,
-    domain: NDArray[np.int32],
-    step: NDArray[np.int32],
+    domain: NDArray[np.integer],
+    step: NDArray[np.integer],
     domains: tuple[str, ...],
     mix: Mapping[str, float],
-    moment: Moment | None,
+    moment: str | None,
 ) -> Floats:
     """Probability [S] of sequences of `lengths` [S], each of a `domain` and a training `step` [S]."""
     share = np.where(np.isin(step, steps_of(step, moment)), lengths, 0.0)
@@ -63,16 +62,20 @@ def weighted(
         empty = [name for name, want, have in zip(domains, wanted, held, strict=True) if want > 0 and have == 0]
         if empty:
             raise UserError(f"domain {empty[0]!r} has no sequences at that moment of training")
+        if not wanted.sum() > 0.0:
+            raise UserError("the shares of mix add up to nothing")
         share = share * (wanted / np.maximum(held, 1e-300))[domain]
     return np.asarray(share / share.sum())
 
 
-def steps_of(step: NDArray[np.int32], moment: Moment | None) -> NDArray[np.int32]:
+def steps_of(step: NDArray[np.integer], moment: str | None) -> NDArray[np.integer]:
     """The recorded training steps that a moment stands for: the first, middle or last third (the last where none is
-    named); fewer than three steps are all late. Raises UserError for another moment of these."""
+    named); fewer than three steps are all late. Raises UserError for another moment of these, or an unknown one."""
+    if moment is not None and moment not in MOMENTS:
+        raise UserError(f"moment is {shorten(moment)!r}{nearest_hint(moment, MOMENTS)}")
     recorded = np.unique(step)
-    if recorded.size < len(MOMENTS):
-        if moment in (None, MOMENTS[-1]):
-            return recorded
-        raise UserError(f"moment {moment}: {recorded.size} step(s) of training were recorded; early and middle need 3")
-    return np.array_split(recorded, len(MOMENTS))[MOMENTS.index(moment or MOMENTS[-1])]
+    if recorded.size >= len(MOMENTS):
+        return np.array_split(recorded, len(MOMENTS))[MOMENTS.index(moment or MOMENTS[-1])]
+    if moment in (None, MOMENTS[-1]):
+        return recorded
+    raise UserError(f"{recorded.size} steps of training were recorded; early and middle need 3 or more")

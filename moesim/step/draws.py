@@ -161,6 +161,7 @@ def exact_copies(model: StepModel) -> bool:
     return not model.scenario.router.variable and load.trace is None
 
 
+@lru_cache(maxsize=2)
 def load_moments(model: StepModel) -> Moments:
     """What the closed form knows of the same load."""
     scenario = model.scenario
