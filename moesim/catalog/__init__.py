@@ -6,9 +6,10 @@ from moesim.catalog.loader import (
     derive,
     kinds,
     load,
+    measured,
     names,
     not_modelled,
     raw,
 )
 
-__all__ = ["OVERLAY_VARIABLE", "calibration", "derive", "kinds", "load", "names", "not_modelled", "raw"]
+__all__ = ["OVERLAY_VARIABLE", "calibration", "derive", "kinds", "load", "measured", "names", "not_modelled", "raw"]

@@ -60,14 +60,47 @@ def load(kind: str, name: str) -> SourcedSpec:
     return _SPECS[kind].model_validate({"name": name, **raw(kind, name)})
 
 
-def calibration(name: str) -> Entry:
-    """A calibration, shared and not to be changed; read again only where the overlay folder is another one."""
-    return _cached_calibration(name, os.environ.get(OVERLAY_VARIABLE))
+def calibration(name: str, measured: str | None = None) -> Entry:
+    """A calibration, shared and not to be changed; read again only where the overlay folder is another one.
+
+    `measured` is the path of a calibration file of the user's own: what it says of `name` goes before the catalog.
+    """
+    if measured is None:
+        return _cached_calibration(name, os.environ.get(OVERLAY_VARIABLE))
+    path = Path(measured)
+    return _cached_measured(name, path, path.stat().st_mtime_ns, os.environ.get(OVERLAY_VARIABLE))
 
 
 @lru_cache(maxsize=64)
 def _cached_calibration(name: str, overlay: str | None) -> Entry:
     return raw("calibrations", name)
+
+
+@lru_cache(maxsize=64)
+def _cached_measured(name: str, path: Path, stamp: int, overlay: str | None) -> Entry:
+    return _deep(raw("calibrations", name), _document(path).get(name, {}))
+
+
+def measured(name: str, folder: Path) -> Path:
+    """The calibration file that a scenario in `folder` means by `name`: a path, or NAME of `measured/NAME.yaml` in the
+    overlay folder. Raises `UserError` where there is none, or where it holds names that this release does not use."""
+    path = _measured_path(name, folder)
+    known = _packaged_names("calibrations")
+    for found in sorted(_names_in(path) - known):
+        raise UserError(f"{path}: {found}: not a calibration that this release uses{nearest_hint(found, known)}")
+    return path
+
+
+def _measured_path(name: str, folder: Path) -> Path:
+    overlay = os.environ.get(OVERLAY_VARIABLE)
+    own = Path(overlay).expanduser() / "measured" if overlay else None
+    candidates = [folder / name, *([own / f"{name}.yaml"] if own else [])]
+    for path in candidates:
+        if path.is_file():
+            return path.absolute()
+    known = [path.stem for path in sorted(own.glob("*.yaml"))] if own else []
+    looked = f"no file {shorten(str(candidates[0]), 200)}"
+    raise UserError(f"{looked}, and no calibration of that name in the overlay folder's `measured`{nearest_hint(name, known)}")
 
 
 def names(kind: str) -> tuple[str, ...]:

@@ -22,9 +22,9 @@ Floats = NDArray[np.float64]
 _BYTES = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "fp8-block": 1.03, "mxfp8": 1.03, "nvfp4": 0.5625}
 
 
-def coefficients() -> dict[str, Any]:
-    """The calibration "training-compute"."""
-    return catalog.calibration("training-compute")
+def coefficients(measured: str | None = None) -> dict[str, Any]:
+    """The calibration "training-compute"; what the user's own calibration file `measured` says of it goes first."""
+    return catalog.calibration("training-compute", measured)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, cast
 
 from moesim import catalog
@@ -43,17 +42,10 @@ class Law:
         return tuple(found)
 
 
-@lru_cache(maxsize=32)
-def law(name: str) -> Law:
-    """The calibration `network-NAME`."""
-    data: dict[str, Any] = catalog.raw("calibrations", f"network-{name}")
+def law(name: str, measured: str | None = None) -> Law:
+    """The calibration `network-NAME`; what the user's own calibration file `measured` says of it goes first."""
+    data: dict[str, Any] = catalog.calibration(f"network-{name}", measured)
     band = float(data["residual"]["p90"])
     elsewhere = float(data["residual_elsewhere"]["p90"]) if "residual_elsewhere" in data else band
     basis = cast("Basis", data["source"]["basis"])
     return Law(name, basis, band, elsewhere, data.get("valid", {}), data)
-
-
-def latency_factor(generation: str) -> float:
-    """How much longer this GPU generation's start-up latencies are than Hopper's."""
-    factors = law("common").data["latency_factor"]
-    return float(factors.get(generation, factors["unknown"]))

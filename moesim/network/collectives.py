@@ -14,7 +14,6 @@ from typing import Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.network.coefficients import latency_factor, law
 from moesim.network.topology import GroupNetwork
 
 Floats = NDArray[np.float64]
@@ -68,15 +67,15 @@ def point_to_point(group: GroupNetwork, sent: float) -> float: ...
 def point_to_point(group: GroupNetwork, sent: Floats) -> Floats: ...
 def point_to_point(group: GroupNetwork, sent: float | Floats) -> float | Floats:
     """Seconds of a message to the next rank of the group, over scale-up links where all of it is in one domain."""
-    laws = law("collectives")
+    laws = group.law("collectives")
     if group.ranks == 1:
         return _number(np.zeros(np.shape(sent)))
     if group.domains > 1:
         alpha = laws.assumed("message_alpha_fabric") + group.added_latency
-        rate = group.fair_nic_rate * group.fabric_state * law("nccl-fabric").value("eta_out")
+        rate = group.fair_nic_rate * group.fabric_state * group.law("nccl-fabric").value("eta_out")
     else:
-        alpha = laws.assumed("message_alpha") * latency_factor(group.generation)
-        rate = group.scale_up_rate * law("nccl-domain").value("eta")
+        alpha = laws.assumed("message_alpha") * group.latency_factor
+        rate = group.scale_up_rate * group.law("nccl-domain").value("eta")
     return _number(RingLaw(alpha, rate, 0.0).seconds(sent))
 
 
@@ -86,7 +85,7 @@ def ring_law(group: GroupNetwork, use: Use, passes: int = 1) -> RingLaw:
         return RingLaw(0.0, 1.0, 0.0)
     if use == "alone" and group.domains == 1:
         return _alone_in_domain(group, passes)
-    laws = law("collectives")
+    laws = group.law("collectives")
     rate = ring_bandwidth(group) * laws.value("ring", use)
     if use == "alone":
         return RingLaw(laws.value("alone_alpha") + group.added_latency, rate, laws.value("alone_root"))
@@ -111,17 +110,17 @@ def ring_bandwidth(group: GroupNetwork) -> float:
     return float(min(inside, out))
 
 
-def domain_efficiency(ranks: int) -> float:
-    """Share of the wire rate that a ring or all-to-all of `ranks` ranks in one domain reaches."""
-    laws = law("nccl-domain")
-    return laws.value("eta") / (1 + laws.value("eta_small") / (ranks - 1))
+def domain_efficiency(group: GroupNetwork) -> float:
+    """Share of the wire rate that a ring or all-to-all of all ranks of one domain reaches."""
+    laws = group.law("nccl-domain")
+    return laws.value("eta") / (1 + laws.value("eta_small") / (group.ranks - 1))
 
 
 def _alone_in_domain(group: GroupNetwork, passes: int) -> RingLaw:
-    laws = law("nccl-domain")
+    laws = group.law("nccl-domain")
     hops = group.torus.diameter if group.torus else group.ranks - 1
-    alpha = latency_factor(group.generation) * (laws.value("base") + passes * laws.value("hop") * hops)
-    rate = ring_bandwidth(group) * domain_efficiency(group.ranks)
+    alpha = group.latency_factor * (laws.value("base") + passes * laws.value("hop") * hops)
+    rate = ring_bandwidth(group) * domain_efficiency(group)
     if passes == 2 and group.kind == "nvlink" and group.generation in laws.names("in_switch", "generations"):
         rate *= laws.value("in_switch", "factor")
     return RingLaw(alpha, rate, laws.value("root"))

@@ -6,14 +6,15 @@ one and load shared links alike, so that a link shared with GPUs outside the gro
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moesim.errors import InfeasibleError, UserError
-from moesim.network.coefficients import law
+from moesim.network.coefficients import Law, law
 from moesim.network.torus import Torus, most_cubic, sub_torus
 from moesim.provenance import Basis, worst
 from moesim.specs.cluster import ClusterSpec, FabricSpec
@@ -29,7 +30,8 @@ class GroupNetwork:
 
     `gpus_per_domain` GPUs and `nics_per_domain` NICs of `nic_bandwidth` each fill a domain; every `stride`-th GPU is a
     member, `ranks_per_domain` of them in one domain. On a torus `scale_up_bandwidth` is that of one link. `basis` is
-    the worst of the datasheet numbers.
+    the worst of the datasheet numbers. `calibration` is the path of the cluster's own measured calibration; `laws` go
+    before it (a fit tries its coefficients there).
     """
 
     ranks: int
@@ -45,6 +47,18 @@ class GroupNetwork:
     oversubscription: float
     torus: Torus | None
     basis: Basis
+    calibration: str | None = None
+    laws: Mapping[str, Law] = field(default_factory=dict)
+
+    def law(self, name: str) -> Law:
+        """The coefficients that hold here under `network-NAME`."""
+        return self.laws.get(name) or law(name, self.calibration)
+
+    @property
+    def latency_factor(self) -> float:
+        """How much longer this GPU generation's start-up latencies are than Hopper's."""
+        factors = self.law("common").data["latency_factor"]
+        return float(factors.get(self.generation, factors["unknown"]))
 
     @property
     def domains(self) -> int:
@@ -138,7 +152,7 @@ class GroupNetwork:
         """
         if self.kind == "pcie":
             pair = self.ranks_per_domain <= 2
-            return self.scale_up_bandwidth * law("common").assumed("pcie_pair" if pair else "pcie_many")
+            return self.scale_up_bandwidth * self.law("common").assumed("pcie_pair" if pair else "pcie_many")
         if self.kind == "xgmi" and self.gpus_per_domain > 1:
             return self.scale_up_bandwidth * (self.ranks_per_domain - 1) / (self.gpus_per_domain - 1)
         return self.scale_up_bandwidth
@@ -152,7 +166,7 @@ class GroupNetwork:
     @cached_property
     def fabric_state(self) -> float:
         """Share of the NIC's rate that the fabric passes: stated efficiency, less what size costs beyond 8 domains."""
-        common = law("common")
+        common = self.law("common")
         doublings = max(0.0, float(np.log2(self.domains / common.value("fabric_free_domains"))))
         return float(self.fabric.efficiency * (1 - common.value("fabric_loss_a_doubling")) ** doublings)
 
@@ -161,7 +175,7 @@ class GroupNetwork:
         """Seconds by which the fabric is slower than the one that the fits hold."""
         if self.domains == 1 or self.fabric.latency is None:
             return 0.0
-        return max(0.0, float(self.fabric.latency) - law("common").assumed("fabric_latency"))
+        return max(0.0, float(self.fabric.latency) - self.law("common").assumed("fabric_latency"))
 
 
 def group(cluster: ClusterSpec, ranks: int, stride: int = 1) -> GroupNetwork:
@@ -193,6 +207,7 @@ def group(cluster: ClusterSpec, ranks: int, stride: int = 1) -> GroupNetwork:
         oversubscription=cluster.oversubscription or fabric.oversubscription,
         torus=_torus(cluster, inside) if kind == "torus" and inside > 1 else None,
         basis=_basis(cluster, ranks > inside, inside > 1),
+        calibration=cluster.calibration,
     )
 
 

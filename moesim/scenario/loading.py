@@ -158,6 +158,11 @@ def _cluster(cluster: Document, found: list[Problem], folder: Path) -> Document:
         elif isinstance(fabric, dict) and not {"base", "kind"} & fabric.keys():
             cluster["fabric"] = {"base": _default_fabric(gpu), **fabric}
     cluster["fabric"] = _entry("fabrics", cluster.get("fabric"), "cluster.fabric", found, folder)
+    if isinstance(cluster.get("calibration"), str):
+        try:
+            cluster["calibration"] = str(catalog.measured(cluster["calibration"], folder))
+        except UserError as error:
+            found.append(Problem("cluster.calibration", str(error)))
     return {key: value for key, value in cluster.items() if value is not None or key in ("gpu", "fabric")}
 
 

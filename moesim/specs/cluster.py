@@ -33,7 +33,10 @@ class FabricSpec(SourcedSpec):
 
 
 class ClusterSpec(Spec):
-    """`gpus` GPUs of one kind on one fabric; the optional fields override what the GPU and the fabric say."""
+    """`gpus` GPUs of one kind on one fabric; the optional fields override what the GPU and the fabric say.
+
+    `calibration` is a file of coefficients measured on this hardware, which go before the catalog's.
+    """
 
     gpu: GpuSpec
     gpus: int = Field(strict=True, ge=1, le=1 << 22)
@@ -43,6 +46,7 @@ class ClusterSpec(Spec):
     nic_bandwidth: BytesPerSecond | None = None
     nics_per_domain: int | None = Field(strict=True, default=None, ge=1, le=1 << 20)
     oversubscription: float | None = Field(default=None, ge=1.0, le=1000.0)
+    calibration: str | None = None
 
     @property
     def domains(self) -> int:

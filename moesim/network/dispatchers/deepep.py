@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from math import log2
 
-from moesim.network.coefficients import Law, latency_factor, law
+from moesim.network.coefficients import Law
 from moesim.network.demand import Demand, Direction
 from moesim.network.dispatchers.base import DIRECTIONS, Floats, Kernel, Payload, PortTimes, exchange
 from moesim.network.dispatchers.family import LawDispatcher, Settings, needs_nvlink
@@ -33,7 +33,7 @@ class DeepEpNormal(LawDispatcher):
         self, demand: Demand, group: GroupNetwork, payload: Payload, settings: Settings
     ) -> tuple[PortTimes, PortTimes]:
         """SMs handle the same copies in both directions, but send what they received."""
-        laws, (home, away) = law(self.name), handled_copies(demand, group)
+        laws, (home, away) = group.law(self.name), handled_copies(demand, group)
         kernels: dict[Direction, Kernel] = {}
         for way in DIRECTIONS:
             sent, received = (home, away) if way == "dispatch" else (away, home)
@@ -60,7 +60,7 @@ def _kernel(
         alpha += copy / laws.value("alpha_combine_rate")
     stretched = notify and way == "combine" and doublings > 0
     return Kernel(
-        alpha=alpha * latency_factor(group.generation) + group.added_latency,
+        alpha=alpha * group.latency_factor + group.added_latency,
         eta_up=laws.value("eta_up"),
         eta_out=laws.value("eta_out") * group.fabric_state,
         root=laws.value("root"),

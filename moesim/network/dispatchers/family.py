@@ -66,7 +66,7 @@ class LawDispatcher(ABC):
         if refusal is not None:
             raise InfeasibleError(refusal)
         there, back = self.exchange(demand, group, payload, Settings(used, network, notify))
-        found = trust(law(self.calibration(group)), group, payload, used)
+        found = trust(group.law(self.calibration(group)), group, payload, used)
         return ExchangeTimes(there, back, found.basis, found.relative, found.notes, used)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from math import log2
 
-from moesim.network.coefficients import latency_factor, law
 from moesim.network.demand import Demand
 from moesim.network.dispatchers.base import Kernel, Payload, PortTimes, exchange
 from moesim.network.dispatchers.family import LawDispatcher, Settings, needs_nvlink
@@ -29,10 +28,10 @@ class HybridEp(LawDispatcher):
         self, demand: Demand, group: GroupNetwork, payload: Payload, settings: Settings
     ) -> tuple[PortTimes, PortTimes]:
         """Both directions take the same kernel."""
-        laws = law(self.name)
+        laws = group.law(self.name)
         alpha = laws.value("alpha") + laws.value("alpha_doubling") * log2(group.domains)
         kernel = Kernel(
-            alpha=alpha * latency_factor(group.generation) + group.added_latency,
+            alpha=alpha * group.latency_factor + group.added_latency,
             eta_up=laws.value("eta_up"),
             eta_out=laws.value("eta_out") * group.fabric_state,
         )

@@ -5,7 +5,6 @@ The law of NCCL's kernels inside a domain and across domains; the same shape, as
 
 from __future__ import annotations
 
-from moesim.network.coefficients import latency_factor, law
 from moesim.network.collectives import domain_efficiency
 from moesim.network.demand import Demand
 from moesim.network.dispatchers.base import Kernel, Payload, PortTimes, direct_traffic, exchange
@@ -37,16 +36,16 @@ class NcclAllToAll(LawDispatcher):
 
 def inside_domain(group: GroupNetwork) -> Kernel:
     """The all-to-all among all ranks of one domain; a torus counts its diameter for the hops."""
-    laws = law("nccl-domain")
+    laws = group.law("nccl-domain")
     hops = group.torus.diameter if group.torus else group.ranks - 1
     alpha = laws.value("all_to_all_base") * laws.value("base") + laws.value("all_to_all_hop") * laws.value("hop") * hops
-    eta = laws.value("eta") if group.torus else domain_efficiency(group.ranks)
-    return Kernel(alpha * latency_factor(group.generation), eta_up=eta, root=laws.value("root"))
+    eta = laws.value("eta") if group.torus else domain_efficiency(group)
+    return Kernel(alpha * group.latency_factor, eta_up=eta, root=laws.value("root"))
 
 
 def across_domains(group: GroupNetwork) -> Kernel:
     """The all-to-all over several domains; a fabric known to do worse at it says so itself."""
-    laws, stated = law("nccl-fabric"), group.fabric.all_to_all_efficiency
+    laws, stated = group.law("nccl-fabric"), group.fabric.all_to_all_efficiency
     out = laws.value("eta_out") * group.fabric_state if stated is None else stated
     alpha = laws.value("alpha") + group.added_latency
     return Kernel(alpha, eta_up=laws.value("eta_up"), eta_out=out, root=laws.value("root"))

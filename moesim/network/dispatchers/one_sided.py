@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from math import log2
 
-from moesim.network.coefficients import law
 from moesim.network.demand import Demand, Direction
 from moesim.network.dispatchers.base import DIRECTIONS, Kernel, Payload, PortTimes, direct_traffic, exchange
 from moesim.network.dispatchers.family import LawDispatcher, Settings, needs_nvlink
@@ -30,7 +29,7 @@ class OneSidedNvl(LawDispatcher):
         self, demand: Demand, group: GroupNetwork, payload: Payload, settings: Settings
     ) -> tuple[PortTimes, PortTimes]:
         """A rank spends a time on each of its tokens, on the way there and on the way back."""
-        laws, kernels = law(self.name), dict[Direction, Kernel]()
+        laws, kernels = group.law(self.name), dict[Direction, Kernel]()
         for way in DIRECTIONS:
             floor = demand.home_tokens * laws.value(way, "token")
             alpha = laws.value(way, "alpha") + laws.value(way, "alpha_doubling") * log2(group.ranks)

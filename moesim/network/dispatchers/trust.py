@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from moesim.network.coefficients import Law, law
+from moesim.network.coefficients import Law
 from moesim.network.dispatchers.base import Payload
 from moesim.network.topology import GroupNetwork
 from moesim.provenance import Basis, worst
@@ -25,7 +25,7 @@ def trust(fitted: Law, group: GroupNetwork, payload: Payload, multiprocessors: i
     """Basis, relative range and notes of `fitted` for this group, payload and number of SMs."""
     doubts = list(_doubts(fitted, group, payload, multiprocessors))
     notes = [f"{fitted.name}: outside its fit: {doubt}" for doubt in doubts]
-    if group.domains > law("common").value("fabric_free_domains"):
+    if group.domains > group.law("common").value("fabric_free_domains"):
         notes.append(f"{group.domains} domains: fabric assumed non-blocking")
     if not doubts:
         return Trust(worst([fitted.basis, group.basis]), fitted.band, tuple(notes))
