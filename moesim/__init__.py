@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from moesim.results.result import Result
     from moesim.results.store import load as load_result
     from moesim.results.store import save
-    from moesim.roads import estimate, simulate
+    from moesim.roads import choose_dispatcher, compare_dispatchers, estimate, simulate
     from moesim.scenario.loading import load
     from moesim.scenario.scenario import Scenario
 
@@ -36,7 +36,9 @@ _DOORS = {
     "ScenarioError": "moesim.errors:ScenarioError",
     "Source": "moesim.provenance:Source",
     "UserError": "moesim.errors:UserError",
+    "choose_dispatcher": "moesim.roads:choose_dispatcher",
     "compare": "moesim.results.compare:compare",
+    "compare_dispatchers": "moesim.roads:compare_dispatchers",
     "estimate": "moesim.roads:estimate",
     "load": "moesim.scenario.loading:load",
     "load_result": "moesim.results.store:load",
@@ -54,7 +56,9 @@ __all__ = [
     "ScenarioError",
     "Source",
     "UserError",
+    "choose_dispatcher",
     "compare",
+    "compare_dispatchers",
     "estimate",
     "load",
     "load_result",

@@ -89,10 +89,18 @@ def compare(
     scenarios: Annotated[list[Path], typer.Argument(help="two or more scenario files or result folders")],
     settings: Settings = None,
     simulated: Annotated[bool, typer.Option("--simulate", help="simulate each instead of estimating it")] = False,
+    by_dispatcher: Annotated[
+        bool, typer.Option("--dispatchers", help="one scenario under every dispatcher, by the closed form")
+    ] = False,
     as_json: AsJson = False,
     anyway: Anyway = False,
 ) -> None:
     """Scenarios side by side: every metric, difference, ratio, and which part explains it."""
+    if by_dispatcher:
+        if len(scenarios) != 1 or simulated:
+            raise errors.UserError("compare --dispatchers takes one scenario, and estimates it")
+        _compare_dispatchers(_load(scenarios[0], settings), as_json)
+        return
     if len(scenarios) < 2:
         raise errors.UserError("compare needs at least two scenarios")
     results = [_answer(path, settings, simulated, anyway) for path in scenarios]
@@ -167,6 +175,19 @@ def catalog(
         sys.stdout.write(to_yaml(listed))
     else:
         console().print(listing.table(listed, kind))
+
+
+def _compare_dispatchers(scenario: Scenario, as_json: bool) -> None:
+    rows, (chosen, reason) = moesim.compare_dispatchers(scenario), moesim.choose_dispatcher(scenario)
+    if as_json:
+        print_json({"chosen": chosen, "reason": reason, "dispatchers": [row.as_dict() for row in rows]})
+        return
+    from moesim.results.dispatcher_table import dispatcher_table, refusals
+
+    console().print(dispatcher_table(rows, chosen))
+    console().print(f"auto: {reason}")
+    for line in refusals(rows):
+        console().print(f"does not run here: {line}")
 
 
 def _load(path: Path, settings: list[str] | None) -> Scenario:

@@ -5,7 +5,11 @@ from __future__ import annotations
 from moesim.closed_form.expected import expected_work
 from moesim.closed_form.run import estimate_model, even_step_seconds
 from moesim.engine.run import Progress, simulate_model
+from moesim.errors import UserError
+from moesim.network.dispatchers import DISPATCHERS
+from moesim.network.topology import group
 from moesim.results.assemble import require_memory
+from moesim.results.dispatcher_table import DispatcherRow, ordered
 from moesim.results.result import Result
 from moesim.scenario.scenario import Scenario
 from moesim.step.memory import memory_parts
@@ -36,3 +40,30 @@ def simulate(scenario: Scenario, progress: Progress | None = None, *, even_if_in
     disturbed = scenario.simulation.jitter or scenario.simulation.stragglers
     even = even_step_seconds(model) if scenario.model.is_moe and not disturbed else None
     return simulate_model(model, progress, even)
+
+
+def compare_dispatchers(scenario: Scenario) -> list[DispatcherRow]:
+    """The closed form of `scenario` under every known dispatcher, the quickest step first; those that do not run say why.
+
+    Raises `UserError` for a scenario without exchanges.
+    """
+    if not scenario.model.is_moe or scenario.parallelism.expert == 1:
+        raise UserError("there is nothing to dispatch: one expert-parallel rank, or a model without experts")
+    layout = scenario.parallelism
+    network = group(scenario.cluster, layout.expert, stride=layout.expert_tensor)
+    found = []
+    for name, law in DISPATCHERS.items():
+        stated = scenario.dispatcher.multiprocessors
+        multiprocessors = law.default_multiprocessors if stated is None else stated
+        spec = scenario.dispatcher.model_copy(update={"kind": name})
+        refusal = law.runs_on(network)
+        result = None if refusal else estimate_model(StepModel(scenario.model_copy(update={"dispatcher": spec})))
+        found.append(DispatcherRow(name, multiprocessors, result, refusal))
+    return ordered(found)
+
+
+def choose_dispatcher(scenario: Scenario) -> tuple[str, str]:
+    """What `dispatcher: auto` takes for `scenario`, and why."""
+    spec = scenario.dispatcher.model_copy(update={"kind": "auto"})
+    found = StepModel(scenario.model_copy(update={"dispatcher": spec})).mover
+    return found.dispatcher.name, found.reason

@@ -86,6 +86,31 @@ def test_compare_takes_scenarios_and_result_folders(tmp_path: Path) -> None:
     assert compared["step_time"][0]["sentence"]
 
 
+def test_compare_dispatchers_ranks_all_that_run_and_says_why_others_do_not() -> None:
+    scenario = ROOT / "scenarios" / "deepseek-v3-2048-h800.yaml"
+    told = run("compare", "--dispatchers", scenario, "--json")
+    assert told.returncode == 0, told.stderr
+    answer = json.loads(told.stdout)
+    rows = answer["dispatchers"]
+    steps = [row["summary"]["step_time"]["value"] for row in rows if row["summary"]]
+    assert steps == sorted(steps)
+    assert len(steps) >= 3
+    assert all(bool(row["summary"]) != bool(row["refusal"]) for row in rows)
+    named = {row["dispatcher"]: row for row in rows}
+    assert "one NVLink domain" in named["one-sided-nvl"]["refusal"]
+    # Without de-duplication twice the bytes leave the node.
+    plain, distinct = (
+        named[name]["summary"]["bytes_scale_out_per_gpu"]["value"] for name in ("nccl-all-to-all", "deepep-normal")
+    )
+    assert plain > 1.9 * distinct
+    assert named[answer["chosen"]]["summary"]
+    table = run("compare", "--dispatchers", scenario)
+    assert "hybrid-ep" in table.stdout
+    assert "does not run here: one-sided-nvl" in table.stdout
+    refused(run("compare", "--dispatchers", scenario, OLMOE), 2, "takes one scenario")
+    refused(run("compare", "--dispatchers", ROOT / "scenarios" / "dense-100b-512-h100.yaml"), 2, "nothing to dispatch")
+
+
 def test_dense_against_sparse() -> None:
     pair = [ROOT / "scenarios" / name for name in ("dense-100b-512-h100.yaml", "sparse-1t-a50b-512-h100.yaml")]
     metrics = json.loads(run("compare", *pair, "--json").stdout)["metrics"]

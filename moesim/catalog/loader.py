@@ -100,7 +100,8 @@ def _measured_path(name: str, folder: Path) -> Path:
             return path.absolute()
     known = [path.stem for path in sorted(own.glob("*.yaml"))] if own else []
     looked = f"no file {shorten(str(candidates[0]), 200)}"
-    raise UserError(f"{looked}, and no calibration of that name in the overlay folder's `measured`{nearest_hint(name, known)}")
+    there = "no calibration of that name in the overlay folder's `measured`"
+    raise UserError(f"{looked}, and {there}{nearest_hint(name, known)}")
 
 
 def names(kind: str) -> tuple[str, ...]:
