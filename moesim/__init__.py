@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from moesim.calibration.fit import calibrate
     from moesim.errors import InfeasibleError, InternalError, MoesimError, ScenarioError, UserError
     from moesim.provenance import Quantity, Source
     from moesim.results.compare import compare
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from moesim.roads import choose_dispatcher, compare_dispatchers, estimate, simulate
     from moesim.scenario.loading import load
     from moesim.scenario.scenario import Scenario
+    from moesim.validation.run import validate
 
 __version__ = "0.1.0"
 
@@ -36,6 +38,7 @@ _DOORS = {
     "ScenarioError": "moesim.errors:ScenarioError",
     "Source": "moesim.provenance:Source",
     "UserError": "moesim.errors:UserError",
+    "calibrate": "moesim.calibration.fit:calibrate",
     "choose_dispatcher": "moesim.roads:choose_dispatcher",
     "compare": "moesim.results.compare:compare",
     "compare_dispatchers": "moesim.roads:compare_dispatchers",
@@ -44,6 +47,7 @@ _DOORS = {
     "load_result": "moesim.results.store:load",
     "save": "moesim.results.store:save",
     "simulate": "moesim.roads:simulate",
+    "validate": "moesim.validation.run:validate",
 }
 
 __all__ = [
@@ -56,6 +60,7 @@ __all__ = [
     "ScenarioError",
     "Source",
     "UserError",
+    "calibrate",
     "choose_dispatcher",
     "compare",
     "compare_dispatchers",
@@ -64,6 +69,7 @@ __all__ = [
     "load_result",
     "save",
     "simulate",
+    "validate",
 ]
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 import moesim
-from moesim import errors, trace_cli
+from moesim import errors, evidence_cli, trace_cli
 from moesim.terminal import Progress, console, print_json, say
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ Anyway = Annotated[bool, typer.Option("--even-if-infeasible", help="answer altho
 
 
 app.add_typer(trace_cli.app)
+app.add_typer(evidence_cli.app)
 
 
 @app.callback(invoke_without_command=True)
@@ -116,9 +117,17 @@ def compare(
 
 
 @app.command()
-def show(scenario: ScenarioFile, settings: Settings = None, as_json: AsJson = False) -> None:
+def show(
+    scenario: ScenarioFile,
+    settings: Settings = None,
+    by_groups: Annotated[bool, typer.Option("--groups", help="which ranks form which group, on which nodes")] = False,
+    as_json: AsJson = False,
+) -> None:
     """The scenario with every default filled in and the source of each catalog number."""
     loaded = _load(scenario, settings)
+    if by_groups:
+        _show_groups(loaded, as_json)
+        return
     if as_json:
         print_json(loaded.document())
         return
@@ -177,17 +186,32 @@ def catalog(
         console().print(listing.table(listed, kind))
 
 
+app.command()(evidence_cli.calibrate)
+app.command()(evidence_cli.validate)
+
+
+def _show_groups(scenario: Scenario, as_json: bool) -> None:
+    from moesim.results.groups_table import groups_table, meanings
+    from moesim.step import groups
+
+    kinds, folding = groups.described(scenario), groups.folding(scenario)
+    if as_json:
+        print_json({"groups": [kind.as_dict() for kind in kinds], "folding": folding})
+        return
+    console().print(groups_table(kinds, scenario.name))
+    for line in (*meanings(kinds), folding):
+        console().print(line)
+
+
 def _compare_dispatchers(scenario: Scenario, as_json: bool) -> None:
     rows, (chosen, reason) = moesim.compare_dispatchers(scenario), moesim.choose_dispatcher(scenario)
     if as_json:
         print_json({"chosen": chosen, "reason": reason, "dispatchers": [row.as_dict() for row in rows]})
         return
-    from moesim.results.dispatcher_table import dispatcher_table, refusals
+    from moesim.results.dispatcher_table import dispatcher_table
 
     console().print(dispatcher_table(rows, chosen))
     console().print(f"auto: {reason}")
-    for line in refusals(rows):
-        console().print(f"does not run here: {line}")
 
 
 def _load(path: Path, settings: list[str] | None) -> Scenario:

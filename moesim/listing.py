@@ -19,6 +19,7 @@ from moesim.specs.parameters import count
 from moesim.traces import store
 from moesim.traces.trace import RouterTrace
 from moesim.units import show
+from moesim.validation import cases
 
 Rows = list[dict[str, Any]]
 
@@ -42,6 +43,8 @@ def entry(kind: str, name: str) -> dict[str, Any]:
         data = law(fitted).data
         told: dict[str, Any] = {key: data[key] for key in ("source", "residual", "valid") if key in data}
         return {"name": name, "law": " ".join(_summary(name).split()), **told}
+    if kind == "cases":
+        return {"name": name, "cases": [_fact(case) for case in _case_file(name)]}
     if kind not in _kinds():
         raise UnknownNameError("catalog kind", kind, _kinds())
     if kind in recorded.KINDS:
@@ -67,12 +70,14 @@ def table(rows: Rows, kind: str | None) -> Table:
 
 
 def _kinds() -> tuple[str, ...]:
-    return tuple(sorted({*catalog.kinds(), "dispatchers", *recorded.KINDS}))
+    return tuple(sorted({*catalog.kinds(), "dispatchers", "cases", *recorded.KINDS}))
 
 
 def _names(kind: str) -> tuple[str, ...]:
     if kind == "dispatchers":
         return tuple(DISPATCHERS)
+    if kind == "cases":
+        return tuple(path.stem for path in cases.shipped())
     if kind in recorded.KINDS:
         return recorded.names(kind)
     if kind not in _kinds():
@@ -86,6 +91,18 @@ def _recorded(kind: str, name: str) -> RouterTrace | RoutingProfile:
     return RoutingProfile.load(recorded.find("fitted", name))
 
 
+def _case_file(name: str) -> list[cases.Case]:
+    """The facts of one shipped case file."""
+    known = {path.stem: path for path in cases.shipped()}
+    if name not in known:
+        raise UnknownNameError("case file", name, known)
+    return cases.read([known[name]])
+
+
+def _fact(case: cases.Case) -> dict[str, Any]:
+    return {"id": case.id, "kind": case.kind, "measured": dict(case.measured), "source": case.source}
+
+
 def _summary(name: str) -> str:
     """The first paragraph of the law's own description."""
     return (sys.modules[type(DISPATCHERS[name]).__module__].__doc__ or "").split("\n\n")[0]
@@ -94,6 +111,10 @@ def _summary(name: str) -> str:
 def _row(kind: str, name: str) -> dict[str, Any]:
     if kind == "dispatchers":
         return {"name": name, "law": _summary(name)}
+    if kind == "cases":
+        found = _case_file(name)
+        kinds = ", ".join(sorted({case.kind for case in found}))
+        return {"name": name, "facts": len(found), "kinds": kinds}
     if kind in recorded.KINDS:
         meta = _recorded(kind, name).meta
         size = {"experts": meta.experts, "top_k": meta.top_k, "layers": len(meta.model_layers)}

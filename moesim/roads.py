@@ -43,7 +43,7 @@ def simulate(scenario: Scenario, progress: Progress | None = None, *, even_if_in
 
 
 def compare_dispatchers(scenario: Scenario) -> list[DispatcherRow]:
-    """The closed form of `scenario` under every known dispatcher, the quickest step first; those that do not run say why.
+    """The closed form of `scenario` under every known dispatcher, the quickest first; those that do not run say why.
 
     Raises `UserError` for a scenario without exchanges.
     """

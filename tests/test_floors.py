@@ -15,14 +15,15 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "files", "units", "randomness", "provenance", "columns"),
     ("specs", "catalog"),
     ("routing", "placement", "traces"),
-    ("network", "costs"),
+    ("network", "costs", "measurement"),
     ("scenario", "step", "results"),
     ("closed_form", "engine"),
     ("roads",),
+    ("validation", "calibration"),
     ("listing",),
     ("__init__",),
     ("terminal",),
-    ("trace_cli",),
+    ("trace_cli", "evidence_cli"),
     ("cli",),
     ("__main__",),
 )
@@ -32,7 +33,7 @@ INDEPENDENT_ROADS = {"closed_form", "engine"}
 # Foreign packages with one door each: package -> the only files (patterns) or rooms that may import it.
 DOORS = {
     "simpy": ("engine",),
-    "torch": ("traces/torch_*.py",),
+    "torch": ("traces/torch_*.py", "measurement/torch_*.py"),
     "altair": ("results/charts.py", "results/chart_style.py", "results/trace_charts.py"),
     "vl_convert": ("results/report.py", "results/charts.py"),
     "numba": ("*_kernels.py",),
@@ -40,7 +41,7 @@ DOORS = {
     "streamlit": (),
 }
 # Lazy doors: files that may import first-party modules inside functions, because start-up time matters there.
-LAZY_DOORS = {"__init__.py", "cli.py", "trace_cli.py", "results/result.py"}
+LAZY_DOORS = {"__init__.py", "cli.py", "trace_cli.py", "evidence_cli.py", "results/result.py"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 

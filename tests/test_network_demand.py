@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from test_network_topology import GROUPS, routed
 
-from moesim.errors import InternalError
-from moesim.network.demand import Choices, Demand, balanced_demand, payload_bytes, reverse
+from moesim.errors import InternalError, UnknownNameError
+from moesim.network.demand import Choices, Demand, balanced_demand, nearest_format, payload_bytes, reverse
 
 
 @pytest.mark.parametrize(
@@ -20,10 +20,39 @@ from moesim.network.demand import Choices, Demand, balanced_demand, payload_byte
         ("fp8", "dispatch", 7168),
         ("bf16", "combine", 2 * 7168 + 4 * 8),
         ("fp32", "combine", 4 * 7168),
+        ("int8", "dispatch", 7168 + 4),
+        ("nvfp4", "combine", 7168 * (1 / 2 + 1 / 16) + 4 * 8),
     ],
 )
 def test_bytes_of_a_copy(wire_format: str, direction: str, expected: float) -> None:
     assert payload_bytes(wire_format, 7168, 8, direction) == pytest.approx(expected)  # type: ignore[arg-type]
+
+
+def test_an_unknown_format_is_the_users_mistake() -> None:
+    with pytest.raises(UnknownNameError, match="bf16"):
+        payload_bytes("bf17", 7168, 8, "dispatch")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected", "noted"),
+    [
+        ("bf16", "bf16", False),
+        ("bfloat16", "bf16", False),
+        ("torch.bfloat16", "bf16", False),
+        ("half", "bf16", False),
+        ("FP8_block", "fp8-block", False),
+        ("float8_e4m3fn", "fp8", False),
+        ("NVFP4", "nvfp4", False),
+        ("mxfp4", "nvfp4", True),
+        ("int4", "nvfp4", True),
+        ("posit7", "bf16", True),
+    ],
+)
+def test_formats_in_other_words(name: str, expected: str, noted: bool) -> None:
+    found, note = nearest_format(name)
+    assert found == expected
+    assert bool(note) == noted
+    assert payload_bytes(found, 1024, 2, "dispatch") > 0
 
 
 def test_the_expected_demand_is_the_mean_of_drawn_ones() -> None:

@@ -11,9 +11,20 @@ from test_network_topology import GROUPS, routed
 
 from moesim.errors import InfeasibleError, UnknownNameError
 from moesim.network.demand import Choices, Demand, balanced_demand, reverse
-from moesim.network.dispatchers import DISPATCHERS, ExchangeTimes, Payload, PortTimes, choose, dispatcher, payload
+from moesim.network.dispatchers import (
+    DISPATCHERS,
+    ExchangeTimes,
+    Payload,
+    PortTimes,
+    choose,
+    compare_dispatchers,
+    dispatcher,
+    nearest_dispatcher,
+    payload,
+)
 from moesim.network.dispatchers.base import direct_traffic
 from moesim.network.dispatchers.hierarchical import handled_copies, proxies, two_hop_traffic
+from moesim.network.dispatchers.two_level import two_level_traffic
 from moesim.network.topology import GroupNetwork
 
 COPY = Payload(dispatch=7464.0, combine=14368.0)
@@ -53,7 +64,7 @@ def test_times_and_bytes_are_finite_and_of_the_demands_shape(name: str, place: s
             assert (array >= 0).all()
         assert (port.latency > 0) == (GROUPS[place].ranks > 1)
     assert times.relative >= 0
-    assert times.multiprocessors > 0
+    assert (times.multiprocessors > 0) == (name != "deepep-low-latency")
 
 
 @on_all
@@ -106,6 +117,8 @@ def test_what_is_dispatched_is_combined(name: str, place: str) -> None:
     """The same token copies cross each tier both ways."""
     there, back = parts(dispatcher(name).times(ROUTED[place], GROUPS[place], COPY))
     for tier in ("bytes_up", "bytes_out"):
+        if (name, tier) == ("hierarchical", "bytes_up") and np.ptp(np.bincount(GROUPS[place].domain)):
+            continue  # domains of two sizes have other places in common there than back
         copies = [getattr(port, tier).sum() / size for port, size in ((there, COPY.dispatch), (back, COPY.combine))]
         assert copies[0] == pytest.approx(copies[1])
 
@@ -142,7 +155,7 @@ def test_copies_to_oneself_cost_nothing_on_the_wire(name: str, place: str) -> No
     for port in parts(dispatcher(name).times(demand, network, COPY)):
         assert not port.bytes_up.any()
         assert not port.bytes_out.any()
-        assert name == "deepep-normal" or not port.send.any()
+        assert name in ("deepep-normal", "two-sided-nvl") or not port.send.any()
 
 
 @pytest.mark.parametrize(("name", "place"), pairs(["one-node", "four-nodes", "mesh", "rack"]))
@@ -211,6 +224,34 @@ def test_two_hops_match_a_walk_of_single_tokens(place: str) -> None:
     assert proxies(network).shape == (ranks, network.domains)
 
 
+@pytest.mark.parametrize("place", ["four-nodes", "last-node-partial", "every-second-gpu", "two-racks"])
+def test_two_levels_match_a_walk_of_single_copies(place: str) -> None:
+    """Over scale-up links to the place of the receiver in the sender's domain, then over the NIC of that rank."""
+    network, random = GROUPS[place], np.random.default_rng(5)
+    ranks, size = network.ranks, network.ranks_per_domain
+    copies, up, out = (np.zeros((ranks, ranks)) for _ in range(3))
+    for source, goal in random.integers(0, ranks, (400, 2)):
+        copies[source, goal] += 1
+        members = min(size, ranks - source // size * size)
+        via = source // size * size + goal % size % members
+        up[source, via] += via != source
+        out[via, goal] += source // size != goal // size
+    found = two_level_traffic(np.stack([copies, 2 * copies]), network)
+    assert np.array_equal(found.up, np.stack([up, 2 * up]))
+    assert np.array_equal(found.out, np.stack([out, 2 * out]))
+
+
+def test_two_levels_spread_what_a_hot_rank_sends_over_its_domains_nics() -> None:
+    """All tokens go to rank 3: its own NIC takes them in, but on the way back they leave through all eight."""
+    network = GROUPS["four-nodes"]
+    copies = np.zeros((32, 32))
+    copies[:, 3] = 100.0
+    demand = Demand(copies, copies, np.tile([100.0, 0, 0, 0], (32, 1)), np.full(32, 100.0), 8)
+    times = dispatcher("hierarchical").times(demand, network, Payload(1.0, 1.0))
+    assert times.dispatch.received_out[3] == times.dispatch.received_out.sum() == 2400
+    assert times.combine.bytes_out[:8] == pytest.approx(np.full(8, 300.0))
+
+
 @pytest.mark.parametrize("place", ["four-nodes", "torus-3d", "mesh", "tree-2to1"])
 def test_the_plain_way_back_is_the_reversed_demand(place: str) -> None:
     network, demand = GROUPS[place], ROUTED[place]
@@ -241,6 +282,10 @@ def test_the_hot_rank_is_late_and_so_are_those_that_send_to_it() -> None:
         ("hybrid-ep", "torus-2d", "NVLink"),
         ("one-sided-nvl", "four-nodes", "one NVLink domain"),
         ("one-sided-nvl", "mesh", "one NVLink domain"),
+        ("two-sided-nvl", "four-nodes", "one NVLink domain"),
+        ("deepep-low-latency", "pcie", "NVLink"),
+        ("hierarchical", "rack", "several domains"),
+        ("hierarchical", "one-rank-a-node", "several ranks"),
     ],
 )
 def test_a_dispatcher_says_why_it_cannot_run(name: str, place: str, reason: str) -> None:
@@ -265,12 +310,84 @@ def balanced(network: GroupNetwork, tokens: float = 4096.0) -> Demand:
 def test_auto_is_the_fastest_that_runs_and_says_why() -> None:
     fat = payload("bf16", "bf16", 7168, 8)
     chosen = choose(balanced(GROUPS["four-nodes"]), GROUPS["four-nodes"], fat)
-    able = [found for found in DISPATCHERS.values() if found.runs_on(GROUPS["four-nodes"]) is None]
+    network = GROUPS["four-nodes"]
+    able = [
+        found
+        for found in DISPATCHERS.values()
+        if found.runs_on(network) is None and found.unfit(balanced(network), network) is None
+    ]
+    assert len(able) == 5
     times = {found.name: found.times(balanced(GROUPS["four-nodes"]), GROUPS["four-nodes"], fat) for found in able}
     fastest = min(times, key=lambda name: float(times[name].dispatch.busiest + times[name].combine.busiest))
     assert chosen.dispatcher.name == fastest
     assert fastest in chosen.reason
     assert "one-sided-nvl needs" in chosen.reason
+    assert "deepep-low-latency is meant for decoding, up to 256 tokens" in chosen.reason
     top_2 = balanced_demand(Choices(256, 2), 16, 16, 4096.0)
     assert choose(top_2, GROUPS["torus-2d"], fat).dispatcher.name == "nccl-all-to-all"
     assert choose(balanced(GROUPS["one-rank"]), GROUPS["one-rank"], fat).dispatcher.name == "nccl-all-to-all"
+
+
+def test_auto_decodes_with_low_latency_kernels() -> None:
+    """A small batch over four nodes: fewer hops beat fewer bytes, until the bytes count."""
+    small, network = payload("fp8-block", "bf16", 7168, 8, 256), GROUPS["four-nodes"]
+    chosen = choose(balanced(network, 8.0), network, small)
+    assert chosen.dispatcher.name == "deepep-low-latency"
+    assert "is meant for decoding" not in chosen.reason
+    assert choose(balanced(network, 128.0), network, small).dispatcher.name != "deepep-low-latency"
+    assert choose(balanced(GROUPS["pcie"], 8.0), GROUPS["pcie"], small).dispatcher.name != "deepep-low-latency"
+
+
+def test_comparing_tells_all_dispatchers_fastest_first() -> None:
+    network = GROUPS["four-nodes"]
+    rows = compare_dispatchers(balanced(network), network, payload("fp8-block", "bf16", 7168, 8, 256))
+    assert {row.name for row in rows} == set(DISPATCHERS)
+    able = [row for row in rows if row.total is not None]
+    assert [row.total for row in able] == sorted(row.total for row in able if row.total is not None)
+    assert [row.name for row in rows if row.total is None] == ["one-sided-nvl", "two-sided-nvl"]
+    assert all(row.why_not for row in rows if row.total is None)
+    found = {row.name: row for row in rows}
+    plain, deepep = found["nccl-all-to-all"], found["deepep-normal"]
+    # 3/4 of the copies leave the node, plain; 7/32 stay in it on another rank.
+    assert plain.bytes_out == pytest.approx(4096 * 8 * 3 / 4 * (7464 + 14368))
+    assert plain.bytes_up == pytest.approx(4096 * 8 * 7 / 32 * (7464 + 14368))
+    assert deepep.bytes_out is not None
+    assert deepep.bytes_out < plain.bytes_out
+    assert deepep.multiprocessors == 24
+    assert deepep.total == pytest.approx((deepep.dispatch or 0) + (deepep.combine or 0))
+    assert found["deepep-low-latency"].why_not is not None
+    assert found["hierarchical"].basis == "assumed"
+
+
+@pytest.mark.parametrize(
+    ("library", "expected", "noted"),
+    [
+        ("deepep-normal", "deepep-normal", False),
+        ("DeepEP", "deepep-normal", False),
+        ("deepep_low_latency", "deepep-low-latency", False),
+        ("DeepEP V1 low-latency", "deepep-low-latency", False),
+        ("deepep-ll", "deepep-low-latency", False),
+        ("DeepEP V2", "deepep-normal", True),
+        ("HybridEP", "hybrid-ep", False),
+        ("uccl-ep", "hybrid-ep", True),
+        ("deepep(UCCL)", "hybrid-ep", True),
+        ("UCCL-EP low-latency", "deepep-low-latency", True),
+        ("pplx-kernels", "hybrid-ep", True),
+        ("MoRI", "hybrid-ep", True),
+        ("NVLinkOneSided", "one-sided-nvl", False),
+        ("TRT-LLM NVLinkTwoSided", "two-sided-nvl", False),
+        ("tensorrt-llm", "one-sided-nvl", True),
+        ("nccl", "nccl-all-to-all", False),
+        ("NCCL 2.27.3", "nccl-all-to-all", False),
+        ("alltoall", "nccl-all-to-all", False),
+        ("rccl", "nccl-all-to-all", True),
+        ("tutel 2DH", "hierarchical", True),
+        ("allgather", "all-gather-reduce-scatter", False),
+        ("something new", "hybrid-ep", True),
+    ],
+)
+def test_libraries_find_their_dispatcher(library: str, expected: str, noted: bool) -> None:
+    found, note = nearest_dispatcher(library)
+    assert found == expected
+    assert bool(note) == noted
+    assert not note or (library in note and expected in note)

@@ -31,6 +31,8 @@ Entry = dict[str, Any]
 
 _PACKAGED = Path(__file__).parent / "data"
 _NOT_MODELLED = "not_modelled"
+# Folders whose files are lists of facts (moesim.validation), not mappings of names to entries.
+_LISTS = {"cases"}
 _SPECS: dict[str, type[SourcedSpec]] = {
     "models": ModelSpec,
     "gpus": GpuSpec,
@@ -112,7 +114,7 @@ def names(kind: str) -> tuple[str, ...]:
 def kinds() -> tuple[str, ...]:
     """What the catalog holds: "models", "gpus", ...; the data folder decides, an overlay adds none."""
     found = {path.stem for path in _PACKAGED.glob("*.yaml")} | {path.parent.stem for path in _PACKAGED.glob("*/*.yaml")}
-    return tuple(sorted(found))
+    return tuple(sorted(found - _LISTS))
 
 
 def not_modelled() -> dict[str, str]:

@@ -32,12 +32,14 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """A compiled schedule. `kinds`: (pipeline rank, an example slot) of every kind of slot, used `uses` times."""
+    """A compiled schedule. `kinds`: (pipeline rank, an example slot) of every kind of slot, used `uses` times, whose
+    forward's and backward's inputs come from the rank itself where `stays`."""
 
     stages: int
     steps: tuple[Step, ...]
     kinds: tuple[tuple[int, Slot], ...]
     uses: tuple[float, ...]
+    stays: tuple[tuple[bool, bool], ...]
     outputs: int
 
 
@@ -131,25 +133,37 @@ def compile_order(slots: Order, last_chunk: int) -> Plan:
     if any(done < len(row) for done, row in zip(position, slots, strict=True)):
         raise InternalError("the pipeline schedule waits for itself")
     uses = Counter(step.kind for step in steps)
-    return Plan(stages, tuple(steps), tuple(examples), tuple(float(uses[k]) for k in range(len(examples))), len(number))
+    counts = tuple(float(uses[kind]) for kind in range(len(examples)))
+    return Plan(stages, tuple(steps), tuple(examples), counts, _stays(steps, len(examples)), len(number))
+
+
+def _stays(steps: list[Step], kinds: int) -> tuple[tuple[bool, bool], ...]:
+    """Whether the inputs of each kind of slot, forward's and backward's, come from its own pipeline rank."""
+    maker = {output: step.stage for step in steps for output in (step.forward, step.backward) if output >= 0}
+    first = {step.kind: step for step in reversed(steps)}
+    examples = [first[kind] for kind in range(kinds)]
+    return tuple(
+        (maker.get(step.forward_needs) == step.stage, maker.get(step.backward_needs) == step.stage) for step in examples
+    )
 
 
 def walk(compiled: Plan, spent: list[SlotTime], hop: float, starts: list[float]) -> tuple[float, ...]:
-    """Every slot's moments from those before it; an input comes `hop` seconds after it was ready."""
+    """Every slot's moments from those before it; an input comes `hop` seconds after another rank had it ready."""
     clock, ready = list(starts), [0.0] * compiled.outputs
-    maps = [slot.paths for slot in spent]
+    hops = [(0.0 if ahead else hop, 0.0 if back else hop) for ahead, back in compiled.stays]
+    maps = [(*slot.paths, *arrival) for slot, arrival in zip(spent, hops, strict=True)]
     for stage, kind, ahead_needs, back_needs, ahead, back in compiled.steps:
-        free, forward, backward = maps[kind]
+        free, forward, backward, ahead_hop, back_hop = maps[kind]
         begin = clock[stage]
         end, made, given = begin + free[0], begin + free[1], begin + free[2]
         # Comparisons, not max(), and no inner loop: this is where the road spends its time.
         if ahead_needs >= 0:
-            begin = ready[ahead_needs] + hop
+            begin = ready[ahead_needs] + ahead_hop
             end = begin + forward[0] if begin + forward[0] > end else end
             made = begin + forward[1] if begin + forward[1] > made else made
             given = begin + forward[2] if begin + forward[2] > given else given
         if back_needs >= 0:
-            begin = ready[back_needs] + hop
+            begin = ready[back_needs] + back_hop
             end = begin + backward[0] if begin + backward[0] > end else end
             made = begin + backward[1] if begin + backward[1] > made else made
             given = begin + backward[2] if begin + backward[2] > given else given

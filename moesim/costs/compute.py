@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim import catalog
+from moesim.costs.kernels.gemm import gemm_efficiency as isolated_gemm_efficiency
 from moesim.provenance import Basis, worst
 from moesim.specs.gpu import GpuSpec
 from moesim.specs.workload import ComputeFormat
@@ -47,13 +48,17 @@ class Rates:
     band: float
 
 
-def rates(gpu: GpuSpec, compute: ComputeFormat, busy_multiprocessors: int = 0) -> Rates:
-    """Sustained rates of `gpu` while `busy_multiprocessors` of its SMs serve communication kernels."""
-    data = coefficients()
+def rates(gpu: GpuSpec, compute: ComputeFormat, busy_multiprocessors: int = 0, measured: str | None = None) -> Rates:
+    """Sustained rates of `gpu` while `busy_multiprocessors` of its SMs serve communication kernels.
+
+    `measured`: the user's own calibration file. Isolated products that it measured on this very GPU move the training
+    step's rate by as much as they differ from the isolated products that the step's law stands on.
+    """
+    data = coefficients(measured)
     free = 1.0 - busy_multiprocessors / gpu.multiprocessors if gpu.multiprocessors else 1.0
     free = max(free, data["least_free_multiprocessors"])
-    bf16 = gpu.bf16 * gemm_efficiency(gpu, "bf16") * free
-    gemm = peak(gpu, compute) * gemm_efficiency(gpu, compute) * free
+    bf16 = gpu.bf16 * gemm_efficiency(gpu, "bf16", measured) * free
+    gemm = peak(gpu, compute) * gemm_efficiency(gpu, compute, measured) * free
     scores = data["attention_scores"]
     fitted = "bf16" if compute == "fp16" else compute
     known = fitted in data["fitted"].get(gpu.generation, ())
@@ -78,21 +83,27 @@ def peak(gpu: GpuSpec, compute: ComputeFormat) -> float:
     return float(rate or gpu.bf16)
 
 
-def gemm_efficiency(gpu: GpuSpec, compute: ComputeFormat) -> float:
+def gemm_efficiency(gpu: GpuSpec, compute: ComputeFormat, measured: str | None = None) -> float:
     """Share of the dense peak that training GEMMs reach: fitted for the generation, else by the datasheet rule."""
-    data = coefficients()
+    data = coefficients(measured)
     compute = "bf16" if compute == "fp16" else compute
     fitted = data["gemm_efficiency"].get(gpu.generation, {}).get(compute)
+    own = _own_gemm(gpu, compute, measured)
     watts_per_teraflop = gpu.power / (gpu.bf16 / 1e12) if gpu.power else None
     if fitted is not None:
-        return float(fitted) * _power_factor(gpu, watts_per_teraflop)
+        moved = own / isolated_gemm_efficiency(gpu, compute) if own is not None else 1.0
+        return float(min(float(fitted) * _power_factor(gpu, watts_per_teraflop) * moved, data["gemm_rule_limit"]))
     rule = data["gemm_rule"]
-    share = (
-        rule[compute]
-        * (watts_per_teraflop or rule["watts_per_teraflop"]) ** rule["exponent"]
-        * data["gemm_rule_training"][compute]
-    )
-    return float(min(share, data["gemm_rule_limit"]))
+    alone = own or rule[compute] * (watts_per_teraflop or rule["watts_per_teraflop"]) ** rule["exponent"]
+    return float(min(alone * data["gemm_rule_training"][compute], data["gemm_rule_limit"]))
+
+
+def _own_gemm(gpu: GpuSpec, compute: str, measured: str | None) -> float | None:
+    """The share of peak of isolated products that the user's file measured on this GPU."""
+    if measured is None:
+        return None
+    found = catalog.calibration("kernel-gemm", measured)["coefficients"].get(gpu.name, {}).get(compute)
+    return float(found["compute"]) if found else None
 
 
 def _power_factor(gpu: GpuSpec, watts_per_teraflop: float | None) -> float:

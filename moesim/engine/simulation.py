@@ -21,7 +21,7 @@ from moesim.randomness import Streams
 from moesim.step.data_parallel import exposed
 from moesim.step.model import StepModel
 from moesim.step.routed import RoutedWork
-from moesim.step.schedules import Key, inputs
+from moesim.step.schedules import Key, inputs, stays
 
 Floats = NDArray[np.float64]
 Columns = dict[str, NDArray[Any]]
@@ -64,25 +64,25 @@ def _plan(env: simpy.Environment, model: StepModel, devices: list[Device]) -> No
     last_chunk = model.scenario.virtual_stages - 1
     events: defaultdict[Key, simpy.Event] = defaultdict(env.event)
     for device, slots in zip(devices, model.order, strict=True):
+        own = stays(slots, last_chunk)
         for slot in slots:
             operations = model.operations(slot)
             entry = dict.fromkeys(("forward", "backward", "weight"))
-            entry.update({key[0]: events[key] for key in inputs(slot, last_chunk)})
+            needs = inputs(slot, last_chunk)
+            entry.update({key[0]: events[key] for key in needs})
+            hops = {key[0]: 0.0 if key in own else device.durations.hop for key in needs}
             leaving: dict[str, simpy.Event | None] = {"weight": None}
-            for side in ("forward", "backward"):
+            sends = {"weight": False}
+            for side, end in (("forward", last_chunk), ("backward", 0)):
                 work = getattr(slot, side)
                 leaving[side] = events[side, work.chunk, work.microbatch] if work is not None else None
+                sends[side] = work is not None and work.chunk != end and (side, *work) not in own
             positions = {
                 name: [place for place, operation in enumerate(operations) if operation.stream == name]
                 for name in STREAMS
             }
             done = [env.event() for _ in operations]
-            sends = {
-                "forward": slot.forward is not None and slot.forward.chunk < last_chunk,
-                "backward": slot.backward is not None and slot.backward.chunk > 0,
-                "weight": False,
-            }
-            device.runs.append(SlotRun(slot, operations, positions, done, entry, leaving, sends))
+            device.runs.append(SlotRun(slot, operations, positions, done, entry, leaving, hops, sends))
 
 
 def _gather_parameters(model: StepModel, device: Device) -> None:

@@ -30,7 +30,8 @@ STREAMS = ("compute", "communication")
 
 @dataclass(frozen=True)
 class SlotRun:
-    """One slot of one pipeline rank: operations, their events, and the events of neighbouring ranks by side."""
+    """One slot of one pipeline rank: operations, their events, and by side the events of its inputs and outputs, the
+    seconds that an input is on its way, and whether an output is sent."""
 
     slot: Slot
     operations: tuple[Operation, ...]
@@ -38,6 +39,7 @@ class SlotRun:
     done: list[simpy.Event]
     entry: dict[str, simpy.Event | None]
     exit: dict[str, simpy.Event | None]
+    hops: dict[str, float]
     sends: dict[str, bool]
 
     def last(self, stream: str) -> int | None:
@@ -120,7 +122,7 @@ class Device:
         if arrival is not None:
             if not arrival.processed:
                 yield arrival
-            begin = np.maximum(begin, ended(arrival) + self.durations.hop)
+            begin = np.maximum(begin, ended(arrival) + run.hops[operation.side])
         begin = self.durations.together(operation, begin)
         end, busy = self.durations.run(self.stage, run.slot, operation, begin)
         self._account(run, operation, begin)

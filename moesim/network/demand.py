@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.errors import InternalError
+from moesim.errors import InternalError, UnknownNameError
 from moesim.network.coefficients import law
 from moesim.routing.expected import hit_probabilities
 
@@ -67,9 +67,29 @@ def reverse(demand: Demand) -> Demand:
 
 
 def payload_bytes(wire_format: str, hidden: int, top_k: int, direction: Direction) -> float:
-    """Bytes of one token copy on the wire, with the scales and routing data that travel with it."""
-    layout = law("wire").data[direction][wire_format]
+    """Bytes of one token copy on the wire, with the scales and routing data that travel with it.
+
+    Raises `UnknownNameError`.
+    """
+    layouts = law("wire").data[direction]
+    if wire_format not in layouts:
+        raise UnknownNameError("wire format", wire_format, layouts)
+    layout = layouts[wire_format]
     return float(hidden * layout["value"] + layout.get("per_choice", 0) * top_k + layout.get("fixed", 0))
+
+
+def nearest_format(name: str) -> tuple[str, str]:
+    """The wire format that `name` means in other tools' words, and a note where it is only the nearest known."""
+    wire = law("wire")
+    word = "".join(letter for letter in name.lower().removeprefix("torch.") if letter.isalnum())
+    known = {"".join(letter for letter in own if letter.isalnum()): own for own in wire.names("dispatch")}
+    if word in known:
+        return known[word], ""
+    spellings: dict[str, str] = wire.data["spellings"]
+    if word in spellings:
+        return spellings[word], ""
+    guess = wire.data["nearest"].get(word, wire.data["nearest"]["other"])
+    return guess, f"wire format {name}: no layout of its own, answered by {guess}"
 
 
 @dataclass(frozen=True)

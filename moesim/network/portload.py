@@ -1,7 +1,9 @@
 """Busiest port: from who sends how much to whom, to the seconds each rank's links are taken.
 
-R ranks; `...` is a batch. Loads are seconds for each byte of payload at the full rate of the wire: token copies over
-bytes/s. A rank's load is the maximum over the resources it uses; all who use a shared link see that link's load.
+R ranks, Q links; `...` is a batch. Loads are seconds for each byte of payload at the full rate of the wire: token
+copies over bytes/s. A rank's load is the maximum over the resources it uses; all who use a shared link see that link's
+load. A rank's sends wait for the links of the first half of their ways, its receives for those of the second (on a
+torus both for all), so that the busiest link stands at some rank in any case.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.network.links import Flows, flows, links
 from moesim.network.topology import GroupNetwork
 from moesim.network.torus import pair_loads
 
@@ -45,30 +48,29 @@ NetworkModel = Callable[[Traffic, GroupNetwork], PortLoads]
 
 
 def busiest_port(traffic: Traffic, group: GroupNetwork) -> PortLoads:
-    """Every port and every shared link: NVLink or PCIe ports, mesh and torus links, NICs, leaf uplinks."""
-    up_send, up_receive = _scale_up(traffic.up, group)
+    """Every port and every shared link: NVLink or PCIe ports, mesh and torus links, NICs, uplinks, written ones."""
+    up = _scale_up(traffic.up, group)
     if group.domains == 1:
         nothing = np.zeros(traffic.up.shape[:-1])
-        return PortLoads(up_send, up_receive, nothing, nothing)
-    sent, received = traffic.out.sum(axis=-1), traffic.out.sum(axis=-2)
-    out_send, out_receive = sent / group.own_nic_rate, received / group.own_nic_rate
-    if group.shares_nics:
-        out_send = np.maximum(out_send, _shared(sent, group.nic, group.nic_capacity))
-        out_receive = np.maximum(out_receive, _shared(received, group.nic, group.nic_capacity))
-    if group.leaf is not None:
-        crossing = traffic.out * group.crosses_leaves
-        out_send = np.maximum(out_send, _shared(crossing.sum(axis=-1), group.leaf, group.uplink_capacity))
-        out_receive = np.maximum(out_receive, _shared(crossing.sum(axis=-2), group.leaf, group.uplink_capacity))
-    return PortLoads(up_send, up_receive, out_send, out_receive)
+        return PortLoads(*up, nothing, nothing)
+    out = _tier_by_links(traffic.out, group, True) if group.fabric.kind == "links" else _scale_out(traffic.out, group)
+    return PortLoads(*up, *out)
+
+
+def by_links(traffic: Traffic, group: GroupNetwork) -> PortLoads:
+    """The same from each link's capacity and each flow's way, for any network: the other road to `busiest_port`."""
+    return PortLoads(*_tier_by_links(traffic.up, group, False), *_tier_by_links(traffic.out, group, True))
 
 
 def own_port(traffic: Traffic, group: GroupNetwork) -> PortLoads:
     """The ideal network: a rank's own bytes at its own links' full rate; nothing is shared."""
 
-    def seconds(copies: Floats, rate: float) -> Floats:
-        return copies / rate if rate else np.zeros(copies.shape)
+    def seconds(copies: Floats, rate: Floats | float) -> Floats:
+        return copies / rate if np.any(rate) else np.zeros(copies.shape)
 
-    up, out = group.port_bandwidth, group.own_nic_rate
+    up = group.own_up_rates if group.slows_scale_up else group.port_bandwidth
+    stated = group.domains > 1 and (group.moves_nics or group.fabric.kind == "links")
+    out = group.reachable_nic_rates if stated else group.own_nic_rate
     return PortLoads(
         seconds(traffic.up.sum(axis=-1), up),
         seconds(traffic.up.sum(axis=-2), up),
@@ -80,6 +82,44 @@ def own_port(traffic: Traffic, group: GroupNetwork) -> PortLoads:
 NETWORKS: dict[str, NetworkModel] = {"port-load": busiest_port, "ideal": own_port}
 
 
+def ring_out_rate(group: GroupNetwork) -> float:
+    """Bytes/s that leave a domain while a ring a member runs through its likes in the other domains, all at once.
+
+    A ring is as slow as the slowest link on it, degraded links among them.
+    """
+    if group.domains == 1:
+        return float("inf")
+    domain = (group.domain + 1) % group.domains
+    sizes = np.bincount(group.domain)
+    there = domain * group.ranks_per_domain + group.index % sizes[domain]
+    ring = np.zeros((group.ranks, group.ranks))
+    ring[np.arange(group.ranks), there] = 1.0
+    loads = busiest_port(Traffic(np.zeros(ring.shape), ring), group)
+    whole = sizes[group.domain] == group.ranks_per_domain
+    busiest = np.maximum(loads.out_send, loads.out_receive)[whole].max()
+    return float(group.ranks_per_domain / busiest)
+
+
+def _scale_out(copies: Floats, group: GroupNetwork) -> tuple[Floats, Floats]:
+    """Send and receive seconds a byte on NICs and the uplinks above them."""
+    sent, received = copies.sum(axis=-1), copies.sum(axis=-2)
+    if group.shares_nics or group.moves_nics:
+        send, receive = (_shared(load, group.nic, group.nic_capacity) for load in (sent, received))
+    else:
+        send, receive = sent / group.own_nic_rate, received / group.own_nic_rate
+    for owner, capacity, name in (
+        (group.leaf, group.uplink_capacity, "crosses_leaves"),
+        (group.pod, group.core_capacity, "crosses_pods"),
+    ):
+        if owner is not None:
+            # einsum is several times as fast on numbers as on truth values.
+            crosses = group.memo.setdefault(name, getattr(group, name).astype(np.float64))
+            climbing, falling = (np.einsum(how, copies, crosses) for how in ("...ij,ij->...i", "...ij,ij->...j"))
+            send = np.maximum(send, _shared(climbing, owner, capacity))
+            receive = np.maximum(receive, _shared(falling, owner, capacity))
+    return send, receive
+
+
 def _scale_up(copies: Floats, group: GroupNetwork) -> tuple[Floats, Floats]:
     """Send and receive seconds a byte on the scale-up tier."""
     if group.ranks_per_domain == 1:
@@ -87,13 +127,14 @@ def _scale_up(copies: Floats, group: GroupNetwork) -> tuple[Floats, Floats]:
         return nothing, nothing
     if group.torus is not None:
         return _torus(copies, group)
-    rate = group.scale_up_bandwidth if group.kind == "xgmi" else group.scale_up_rate
-    send, receive = copies.sum(axis=-1) / rate, copies.sum(axis=-2) / rate
     if group.kind == "xgmi":
-        link = rate / (group.gpus_per_domain - 1)
-        send = np.maximum(send, copies.max(axis=-1) / link)
-        receive = np.maximum(receive, copies.max(axis=-2) / link)
-    return send, receive
+        link = group.scale_up_bandwidth / (group.gpus_per_domain - 1)
+        widest = copies / group.up_shares if group.slows_scale_up else copies
+        return widest.max(axis=-1) / link, widest.max(axis=-2) / link
+    rate: Floats | float = group.healthy_scale_up_rate
+    if group.slows_scale_up:
+        rate = rate * group.up_shares
+    return copies.sum(axis=-1) / rate, copies.sum(axis=-2) / rate
 
 
 def _torus(copies: Floats, group: GroupNetwork) -> tuple[Floats, Floats]:
@@ -103,12 +144,13 @@ def _torus(copies: Floats, group: GroupNetwork) -> tuple[Floats, Floats]:
     shape = copies.shape[:-1]
     send, receive = np.zeros(shape), np.zeros(shape)
     size = group.ranks_per_domain
-    for first in range(0, group.ranks, size):
+    for domain, first in enumerate(range(0, group.ranks, size)):
         place = slice(first, min(first + size, group.ranks))
         block = np.zeros((*shape[:-1], size, size))
         members = place.stop - place.start
         block[..., :members, :members] = copies[..., place, place]
-        seconds = np.where(block > 0, pair_loads(block, group.torus), 0.0) / group.scale_up_bandwidth
+        left = group.up_shares[domain] if group.slows_scale_up else None
+        seconds = np.where(block > 0, pair_loads(block, group.torus, left), 0.0) / group.scale_up_bandwidth
         send[..., place] = seconds.max(axis=-1)[..., :members]
         receive[..., place] = seconds.max(axis=-2)[..., :members]
     return send, receive
@@ -116,6 +158,59 @@ def _torus(copies: Floats, group: GroupNetwork) -> tuple[Floats, Floats]:
 
 def _shared(load: Floats, owner: Ints, capacity: Floats) -> Floats:
     """Seconds a byte [..., R] of the shared thing that each rank uses; 0 for a rank that sends nothing through it."""
-    members = (owner[:, None] == np.arange(len(capacity))[None, :]).astype(np.float64)
-    seconds = (load @ members) / capacity
+    order = np.argsort(owner, kind="stable")
+    starts = np.searchsorted(owner[order], np.arange(len(capacity)))
+    seconds = np.add.reduceat(load[..., order], starts, axis=-1) / capacity
     return np.where(load > 0, seconds[..., owner], 0.0)
+
+
+@dataclass(frozen=True)
+class _Ways:
+    """A tier's flows at one copy a pair, with which of their links their source and their target wait for."""
+
+    flows: Flows
+    hop_flow: Ints
+    sends: NDArray[np.bool_]
+    receives: NDArray[np.bool_]
+
+
+def _tier_by_links(copies: Floats, group: GroupNetwork, scale_out: bool) -> tuple[Floats, Floats]:
+    send = np.zeros(copies.shape[:-1])
+    receive = np.zeros(copies.shape[:-1])
+    if not np.any(copies):
+        return send, receive
+    ways, capacity = _ways(group, scale_out), links(group).capacity
+    for sample in np.ndindex(copies.shape[:-2]):
+        send[sample], receive[sample] = _waits(copies[sample], ways, capacity)
+    return send, receive
+
+
+def _waits(copies: Floats, ways: _Ways, capacity: Floats) -> tuple[Floats, Floats]:
+    """Seconds a byte [R] of the busiest link that each rank's sends and receives wait for."""
+    found = ways.flows
+    size = found.size * copies[found.source, found.target]
+    load = np.bincount(found.links, weights=size[ways.hop_flow], minlength=len(capacity))
+    seconds = (load / capacity)[found.links] * (size > 0)[ways.hop_flow]
+    result = []
+    for waits, ends in ((ways.sends, found.source), (ways.receives, found.target)):
+        busiest = np.zeros(len(copies))
+        np.maximum.at(busiest, ends, np.maximum.reduceat(np.where(waits, seconds, 0.0), found.first[:-1]))
+        result.append(busiest)
+    return result[0], result[1]
+
+
+def _ways(group: GroupNetwork, scale_out: bool) -> _Ways:
+    """Every pair of ranks of a tier, worked out once for a group."""
+    key = f"ways {scale_out}"
+    if key not in group.memo:
+        same = group.domain[:, None] == group.domain[None, :]
+        pairs = (~same if scale_out else same & ~np.eye(group.ranks, dtype=np.bool_)).astype(np.float64)
+        none = np.zeros(pairs.shape)
+        found = flows(none, pairs, group) if scale_out else flows(pairs, none, group)
+        hops = np.diff(found.first)
+        hop_flow = np.repeat(np.arange(len(hops)), hops)
+        place, length = np.arange(len(hop_flow)) - found.first[hop_flow], hops[hop_flow]
+        whole = group.torus is not None and not scale_out
+        group.memo[key] = _Ways(found, hop_flow, whole | (2 * place < length), whole | (2 * place + 1 >= length))
+    ways: _Ways = group.memo[key]
+    return ways

@@ -6,14 +6,17 @@ exactly half-way it is split over both ways.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,32 @@ class Torus:
 
     shape: tuple[int, ...]
     wraps: tuple[bool, ...]
+
+    @property
+    def chips(self) -> int:
+        """R."""
+        return prod(self.shape)
+
+    @property
+    def places(self) -> Ints:
+        """Coordinates [R, dimensions] of each chip."""
+        return np.stack(np.unravel_index(np.arange(self.chips), self.shape), axis=-1).astype(np.int64)
+
+    @property
+    def neighbours(self) -> Ints:
+        """The chip [R, dimensions, 2] next to each, up and down each dimension; -1 where there is no link."""
+        found = np.full((self.chips, len(self.shape), 2), -1)
+        for axis, (size, wraps) in enumerate(zip(self.shape, self.wraps, strict=True)):
+            for way, step in enumerate((1, -1)):
+                there = self.places
+                there[:, axis] += step
+                inside = (there[:, axis] >= 0) & (there[:, axis] < size)
+                if wraps:
+                    there[:, axis] %= size
+                    inside[:] = size > 1
+                at = there[inside].T
+                found[inside, axis, way] = np.ravel_multi_index(tuple(at), self.shape)
+        return found
 
     @property
     def diameter(self) -> int:
@@ -73,10 +102,11 @@ def sub_torus(ranks: int, machine: tuple[int, ...], closes: bool) -> Torus:
     return Torus(tuple(shape), spans)
 
 
-def pair_loads(traffic: Floats, torus: Torus) -> Floats:
+def pair_loads(traffic: Floats, torus: Torus, shares: Floats | None = None) -> Floats:
     """Load of the busiest link on each pair's path, [..., R, R], in the unit of `traffic` [..., R, R].
 
-    The diagonal of `traffic` is ignored.
+    The diagonal of `traffic` is ignored. `shares` [R, dimensions, 2] is what is left of the links that leave each chip,
+    up and down each dimension; a link of half its width counts its load twice.
     """
     shape, dims = torus.shape, len(torus.shape)
     batch, ranks = traffic.shape[:-2], traffic.shape[-1]
@@ -86,19 +116,28 @@ def pair_loads(traffic: Floats, torus: Torus) -> Floats:
         # On dimension `axis` a message has reached its destination in the dimensions before, and left none after.
         gone = tuple(range(-2 * dims, -2 * dims + axis)) + tuple(range(axis + 1 - dims, 0))
         lines = np.moveaxis(flows.sum(axis=gone), len(batch), -2)
-        path = np.moveaxis(_line_paths(lines, torus.wraps[axis]), -2, len(batch))
+        widths = None if shares is None else _line_widths(shares, torus, axis)
+        path = np.moveaxis(_line_paths(lines, torus.wraps[axis], widths), -2, len(batch))
         path = np.expand_dims(path, tuple(len(batch) + place for place in range(axis)))
         path = path.reshape(*path.shape, *(1,) * (dims - 1 - axis))
         np.maximum(busiest, path, out=busiest)
     return busiest.reshape(*batch, ranks, ranks)
 
 
-def _line_paths(lines: Floats, wraps: bool) -> Floats:
+def _line_widths(shares: Floats, torus: Torus, axis: int) -> Floats:
+    """Share [after, before, 2 * size] left of the links of each line along `axis`, in the order of `_link_shares`."""
+    dims = len(torus.shape)
+    order = (*range(axis + 1, dims), *range(axis), dims, axis)
+    grid = shares[:, axis, :].reshape(*torus.shape, 2).transpose(order)
+    return grid.reshape(*grid.shape[:-2], -1)
+
+
+def _line_paths(lines: Floats, wraps: bool, widths: Floats | None) -> Floats:
     """Busiest link on the way from place s to place t of each line: [..., s, t] from flows [..., s, t]."""
     size = lines.shape[-1]
     shares = _link_shares(size, wraps)
     pairs = lines.reshape(*lines.shape[:-2], size * size)
-    loads = pairs @ shares
+    loads = pairs @ shares if widths is None else (pairs @ shares) / widths
     worst: Floats = np.zeros_like(pairs, dtype=np.float64)
     for link in range(shares.shape[1]):
         crossing = np.flatnonzero(shares[:, link])
@@ -117,3 +156,80 @@ def _link_shares(size: int, wraps: bool) -> Floats:
     ascending = upward * ((link - start) % size < up)
     descending = (1.0 - upward) * ((start - link) % size < down)
     return np.concatenate([ascending, descending], axis=-1).reshape(size * size, 2 * size)
+
+
+@dataclass(frozen=True)
+class Way:
+    """The same way from many chips: `source`, `target` and `share` of each flow; `links` [F, hops] numbers the links as
+    (chip, dimension, up or down)."""
+
+    source: Ints
+    target: Ints
+    share: float
+    links: NDArray[np.int32]
+
+
+def ways(traffic: Floats, torus: Torus) -> Iterator[Way]:
+    """Every link on the way of each nonzero entry of `traffic` [R, R], chips at the same distance together."""
+    dims, moved = len(torus.shape), _moved(torus)
+    places, chips = torus.places, np.arange(torus.chips)
+    spans = [range(size) if wraps else range(1 - size, size) for size, wraps in _spans(torus)]
+    for offset in product(*spans):
+        if not any(offset):
+            continue
+        reached = places + np.array(offset)
+        inside = np.logical_and.reduce(((reached >= 0) & (reached < torus.shape)) | np.array(torus.wraps), axis=1)
+        target = moved[_ravel(offset, torus)]
+        source = np.flatnonzero(inside & (traffic[chips, target] != 0))
+        if not len(source):
+            continue
+        moves = [_moves(step, size, wraps) for step, (size, wraps) in zip(offset, _spans(torus), strict=True)]
+        share = 1.0 / prod(len(choices) for choices in moves)
+        for chosen in product(*moves):
+            at, codes = _hops(chosen, torus)
+            links = moved[np.array(at)[:, None], source].T * (2 * dims) + codes
+            yield Way(source, target[source].astype(np.int64), share, links.astype(np.int32))
+
+
+def _spans(torus: Torus) -> list[tuple[int, bool]]:
+    return list(zip(torus.shape, torus.wraps, strict=True))
+
+
+def _moved(torus: Torus) -> NDArray[np.int32]:
+    """The chip [R, R] that each chip (column) comes to by each offset (row), round the ends."""
+    axes = [(np.arange(size)[:, None] + np.arange(size)[None, :]) % size for size in torus.shape]
+    dims, found = len(axes), np.zeros((1,) * (2 * len(axes)), dtype=np.int32)
+    for axis, (size, table) in enumerate(zip(torus.shape, axes, strict=True)):
+        shape = [1] * (2 * dims)
+        shape[axis], shape[dims + axis] = size, size
+        found = found * size + table.reshape(shape).astype(np.int32)
+    return found.reshape(torus.chips, torus.chips)
+
+
+def _ravel(offset: tuple[int, ...], torus: Torus) -> int:
+    number = 0
+    for step, size in zip(offset, torus.shape, strict=True):
+        number = number * size + step % size
+    return number
+
+
+def _moves(step: int, size: int, wraps: bool) -> list[int]:
+    """Signed numbers of links along one dimension: the shorter way, or both where they are equal."""
+    if not wraps or step == 0:
+        return [step]
+    if 2 * step == size:
+        return [step, -step]
+    return [step if 2 * step < size else step - size]
+
+
+def _hops(moves: tuple[int, ...], torus: Torus) -> tuple[list[int], list[int]]:
+    """The offset that each link on the way starts at, and which of its chip's links it is."""
+    at, codes, done = [], [], [0] * len(moves)
+    for axis, move in enumerate(moves):
+        way = 0 if move > 0 else 1
+        for hop in range(abs(move)):
+            done[axis] = hop if move > 0 else -hop
+            at.append(_ravel(tuple(done), torus))
+            codes.append(2 * axis + way)
+        done[axis] = move
+    return at, codes

@@ -6,6 +6,7 @@ import numpy as np
 
 from moesim.costs.memory import coefficients, verdict
 from moesim.errors import InfeasibleError
+from moesim.network.topology import degraded_note
 from moesim.results.result import Columns, Result, Road
 from moesim.results.summary import Observed, Summary, doubts
 from moesim.scenario.scenario import Scenario
@@ -67,6 +68,8 @@ def _notes(model: StepModel, road: Road) -> tuple[str, ...]:
     if scenario.model.is_moe and scenario.parallelism.expert > 1:
         notes.append(f"dispatcher {model.mover.dispatcher.name}: {model.mover.reason}")
         notes += model.mover.even.notes
+        degraded = degraded_note(model.mover.network)
+        notes += [degraded] if degraded else []
         if road == "simulate":
             groups = scenario.cluster.gpus // (scenario.parallelism.pipeline * scenario.parallelism.expert)
             groups //= scenario.parallelism.expert_tensor

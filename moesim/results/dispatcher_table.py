@@ -64,8 +64,3 @@ def dispatcher_table(rows: list[DispatcherRow], chosen: str) -> Table:
         cells = [Text(shown(value.value, value.unit)) for value in values]
         table.add_row(f"{row.name}{mark}", *cells, str(row.multiprocessors), values[1].basis)
     return table
-
-
-def refusals(rows: list[DispatcherRow]) -> list[str]:
-    """One line for each dispatcher that does not run here."""
-    return [f"{row.name}: {row.refusal}" for row in rows if row.refusal]

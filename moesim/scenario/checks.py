@@ -7,6 +7,7 @@ from math import prod
 
 from moesim.errors import Problem, nearest_hint
 from moesim.network.dispatchers import DISPATCHERS
+from moesim.network.links import problems as link_problems
 from moesim.network.topology import group
 from moesim.scenario import routing_checks
 from moesim.scenario.scenario import Scenario
@@ -30,9 +31,9 @@ def gpus_fill_the_layout(scenario: Scenario) -> Iterator[Problem]:
 
 def batch_fills_the_replicas(scenario: Scenario) -> Iterator[Problem]:
     """The global batch divides over replicas and microbatches."""
-    work, replicas = scenario.workload, max(1, scenario.data_parallel)
+    work, replicas = scenario.workload, scenario.data_parallel
     unit = replicas * work.micro_batch
-    if work.global_batch % unit:
+    if work.global_batch % unit and not any(gpus_fill_the_layout(scenario)):
         nearest = max(unit, round(work.global_batch / unit) * unit)
         yield Problem(
             "workload.global_batch",
@@ -45,10 +46,15 @@ def schedule_runs(scenario: Scenario) -> Iterator[Problem]:
     """Each schedule's own conditions."""
     layout, kind = scenario.parallelism, scenario.schedule_kind
     stages, chunks, batches = layout.pipeline, layout.virtual_pipeline, scenario.microbatches
-    if chunks > 1 and kind != "interleaved-1f1b":
+    if kind == "zero-bubble-v":
+        if chunks > 2:
+            yield Problem("parallelism.virtual_pipeline", f"{chunks}, but zero-bubble-v has 2 chunks a rank")
+    elif chunks > 1 and kind != "interleaved-1f1b":
         yield Problem("parallelism.virtual_pipeline", f"{chunks} needs schedule interleaved-1f1b, not {kind}")
-    if chunks > 1 and stages == 1:
+    elif chunks > 1 and stages == 1:
         yield Problem("parallelism.virtual_pipeline", f"{chunks} needs pipeline > 1")
+    if any(gpus_fill_the_layout(scenario)) or any(batch_fills_the_replicas(scenario)):
+        return  # the number of microbatches is not known yet
     if kind == "interleaved-1f1b" and batches % stages:
         yield Problem(
             "schedule.kind", f"interleaved-1f1b needs microbatches ({batches}) to divide by pipeline ({stages})"
@@ -59,15 +65,31 @@ def schedule_runs(scenario: Scenario) -> Iterator[Problem]:
             f"dualpipe needs an even pipeline ({stages}) and an even number of microbatches ({batches}), at least"
             f" {2 * stages}",
         )
+
+
+def schedule_has_pairs(scenario: Scenario) -> Iterator[Problem]:
+    """Expert communication hides behind compute where a forward runs beside a backward."""
+    kind, stages = scenario.schedule_kind, scenario.parallelism.pipeline
     if kind == "gpipe" and scenario.overlap.expert_communication:
         yield Problem(
             "overlap.expert_communication", "gpipe runs no forward beside a backward; use 1f1b or dualpipe, or false"
         )
-    layers = scenario.model.layers
-    # The first and the last virtual stage may hold the embedding or the head alone.
-    if layers + 2 * (stages > 1) < stages * chunks:
+    if kind == "zero-bubble-h1" and scenario.overlap.expert_communication and stages > 1:
         yield Problem(
-            "parallelism.pipeline", f"pipeline {stages} x virtual_pipeline {chunks} cut {layers} layers too thin"
+            "overlap.expert_communication",
+            "zero-bubble-h1 warms up too few microbatches to run a forward beside a backward: neighbouring ranks would"
+            " wait for each other; use zero-bubble-v or dualpipe, or false",
+        )
+
+
+def layers_fill_the_stages(scenario: Scenario) -> Iterator[Problem]:
+    """Every virtual stage has a layer; the first and the last may hold the embedding or the head alone."""
+    layers, stages, each = scenario.model.layers, scenario.virtual_stages, scenario.chunks_per_rank
+    if layers + 2 * (stages > 1) < stages:
+        parts = f"{each} chunks a rank" if scenario.schedule_kind == "zero-bubble-v" else f"virtual_pipeline {each}"
+        yield Problem(
+            "parallelism.pipeline",
+            f"pipeline {scenario.parallelism.pipeline} x {parts} cut {layers} layers too thin",
         )
 
 
@@ -128,12 +150,17 @@ def cluster_is_connected(scenario: Scenario) -> Iterator[Problem]:
     if cluster.domains == 1:
         return
     nic = cluster.nic_bandwidth or fabric.nic_bandwidth or cluster.gpu.nic_bandwidth
-    if nic is None or fabric.kind == "none":
+    if fabric.kind != "links" and (nic is None or fabric.kind == "none"):
         yield Problem(
             "cluster.fabric",
             f"{cluster.gpus} GPUs are {cluster.domains} domains of {cluster.gpus_per_domain}, but"
             f" {cluster.gpu.name} on {fabric.name} has no scale-out network",
         )
+
+
+def links_are_sound(scenario: Scenario) -> Iterator[Problem]:
+    """Hand-written and degraded links name what is there, and every GPU can be reached."""
+    yield from link_problems(scenario.cluster)
 
 
 def dispatcher_is_known(scenario: Scenario) -> Iterator[Problem]:
@@ -214,10 +241,13 @@ CHECKS: tuple[Check, ...] = (
     *routing_checks.CHECKS,
     batch_fills_the_replicas,
     schedule_runs,
+    schedule_has_pairs,
+    layers_fill_the_stages,
     pipeline_layout_is_whole,
     tensors_split,
     formats_exist_on_the_gpu,
     cluster_is_connected,
+    links_are_sound,
     dispatcher_is_known,
     stragglers_exist,
     dispatcher_runs_here,

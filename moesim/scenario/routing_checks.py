@@ -20,18 +20,21 @@ def experts_fit_the_ranks(scenario: Scenario) -> Iterator[Problem]:
         if layout.expert > 1 or layout.expert_tensor > 1:
             yield Problem(where, f"{model.name} has no experts; allowed: 1 (also for expert_tensor)")
         return
+    stage, split = gpus // layout.pipeline, layout.expert_tensor
+    whole = gpus % (layout.pipeline * layout.tensor * layout.context) == 0  # if not, another rule says so
+    dividing = [degree for degree in range(1, model.n_experts + 1) if model.n_experts % degree == 0]
+    able = [degree for degree in dividing if whole and stage % (degree * split) == 0]
+    nearest = min(able or dividing, key=lambda degree: abs(degree - layout.expert), default=1)
     if model.n_experts % layout.expert:
-        allowed = [degree for degree in range(1, model.n_experts + 1) if model.n_experts % degree == 0]
-        nearest = min(allowed, key=lambda degree: abs(degree - layout.expert))
         yield Problem(where, f"{model.n_experts} experts do not divide over {layout.expert} ranks; nearest: {nearest}")
-    stage = max(1, gpus // layout.pipeline)
-    ranks = layout.expert * layout.expert_tensor
-    if ranks > stage or stage % ranks:
-        reason = "has only" if ranks > stage else "does not divide:"
+    elif whole and stage % (layout.expert * split):
+        ranks = layout.expert * split
+        reason = f"has only {stage} GPUs" if ranks > stage else f"of {stage} GPUs does not divide by them"
         yield Problem(
             where,
-            f"expert {layout.expert} x expert_tensor {layout.expert_tensor} = {ranks} ranks, but a pipeline stage"
-            f" {reason} {stage} GPUs ({gpus} / pipeline {layout.pipeline})",
+            f"expert {layout.expert} x expert_tensor {split} = {ranks} ranks, but a pipeline stage {reason} (data"
+            f" {scenario.data_parallel} x context {layout.context} x tensor {layout.tensor}; {gpus} / pipeline"
+            f" {layout.pipeline})" + (f"; nearest expert: {nearest}" if able else ""),
         )
 
 

@@ -27,7 +27,7 @@ from moesim.specs.workload import (
 )
 
 Recompute = Literal["none", "selective", "full"] | tuple[RecomputeModule, ...]
-ResolvedSchedule = Literal["gpipe", "1f1b", "interleaved-1f1b", "dualpipe"]
+ResolvedSchedule = Literal["gpipe", "1f1b", "interleaved-1f1b", "zero-bubble-h1", "zero-bubble-v", "dualpipe"]
 
 
 class Scenario(Spec):
@@ -105,7 +105,9 @@ class Scenario(Spec):
 
     @cached_property
     def schedule_kind(self) -> ResolvedSchedule:
-        """The schedule with `auto` resolved."""
+        """The schedule with `auto` and `zero-bubble` resolved."""
+        if self.schedule.kind == "zero-bubble":
+            return "zero-bubble-h1"
         if self.schedule.kind != "auto":
             return self.schedule.kind
         return "interleaved-1f1b" if self.parallelism.virtual_pipeline > 1 else "1f1b"
@@ -118,9 +120,14 @@ class Scenario(Spec):
         return ("core_attn",) if self.recompute == "selective" else ()
 
     @cached_property
+    def chunks_per_rank(self) -> int:
+        """Chunks that the layers are cut into for each pipeline rank: virtual_pipeline, or the two arms of a V."""
+        return 2 if self.schedule_kind == "zero-bubble-v" else self.parallelism.virtual_pipeline
+
+    @cached_property
     def virtual_stages(self) -> int:
-        """Chunks that the layers are cut into: pipeline x virtual_pipeline."""
-        return self.parallelism.pipeline * self.parallelism.virtual_pipeline
+        """Chunks that the layers are cut into: pipeline x chunks a rank."""
+        return self.parallelism.pipeline * self.chunks_per_rank
 
     def document(self) -> dict[str, Any]:
         """Plain data with every default filled in, as `moesim show` prints it."""

@@ -75,7 +75,8 @@ def _place(location: tuple[int | str, ...], model: type[BaseModel]) -> tuple[str
         parts.append(str(part))
         if last:
             break
-        owner = _inner(owner, part) if owner is not None else None
+        if isinstance(part, str):  # what stands in a list belongs to the list's own noun
+            owner = _inner(owner, part) if owner is not None else None
     return ".".join(parts), owner
 
 
@@ -106,5 +107,8 @@ def _inner(owner: type[BaseModel], part: int | str) -> type[BaseModel] | None:
     field = owner.model_fields.get(str(part))
     if field is None:
         return None
-    candidates = [field.annotation, *get_args(field.annotation)]
+    candidates, seen = [field.annotation], 0
+    while seen < len(candidates):
+        candidates.extend(get_args(candidates[seen]))
+        seen += 1
     return next((item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)), None)

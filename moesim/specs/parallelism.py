@@ -10,7 +10,9 @@ from moesim.specs.base import Spec
 
 Degree = Annotated[int, Field(ge=1, le=1 << 20, strict=True)]
 DataSharding = Literal["none", "optimizer", "gradients", "full"]
-ScheduleKind = Literal["auto", "gpipe", "1f1b", "interleaved-1f1b", "dualpipe"]
+ScheduleKind = Literal[
+    "auto", "gpipe", "1f1b", "interleaved-1f1b", "zero-bubble", "zero-bubble-h1", "zero-bubble-v", "dualpipe"
+]
 
 
 class ParallelismSpec(Spec):
@@ -30,7 +32,8 @@ class ParallelismSpec(Spec):
 
 
 class ScheduleSpec(Spec):
-    """The pipeline schedule; `auto` is interleaved-1f1b where virtual_pipeline > 1, else 1f1b."""
+    """The pipeline schedule; `auto` is interleaved-1f1b where virtual_pipeline > 1, else 1f1b; `zero-bubble` is
+    zero-bubble-h1. zero-bubble-v gives every pipeline rank two chunks, whether virtual_pipeline says so or not."""
 
     kind: ScheduleKind = "auto"
 

@@ -80,7 +80,7 @@ def data_parallel(scenario: Scenario, held: Held, chunks: int) -> DataParallel:
     """
     layout, sharding, ranks = scenario.parallelism, scenario.parallelism.data_sharding, replicas(scenario)
     gradient = 4.0 if scenario.precision.gradients == "fp32" else 2.0
-    factor, data = time_factor(scenario.stack, scenario.model.kernels), coefficients()
+    factor, data = time_factor(scenario.stack, scenario.model.kernels), coefficients(scenario.cluster.calibration)
     full = sharding == "full"
     groups = (
         (group(scenario.cluster, ranks.dense, stride=layout.tensor), held.dense),

@@ -70,6 +70,7 @@ def head_in_layers(scenario: Scenario) -> float:
 def chunks_on(scenario: Scenario, device: int) -> tuple[int, ...]:
     """The chunks whose weights a pipeline rank holds."""
     stages = scenario.parallelism.pipeline
-    if scenario.schedule_kind == "dualpipe":
-        return (device, stages - 1 - device)
+    if scenario.schedule_kind in ("dualpipe", "zero-bubble-v"):
+        # Mirror images: of a rank in DualPipe, of a chunk in the V.
+        return (device, scenario.virtual_stages - 1 - device)
     return tuple(range(device, scenario.virtual_stages, stages))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from moesim.costs.memory import Shards, Split, coefficients, state_bytes, token_layer_bytes
+from moesim.costs.memory import Shards, Split, TokenLayer, coefficients, state_bytes, token_layer_bytes
 from moesim.scenario.scenario import Scenario
 from moesim.step.data_parallel import replicas
 from moesim.step.layout import Chunk
 from moesim.step.model import StepModel
 from moesim.step.routed import RoutedWork
-from moesim.step.schedules import Slot
+from moesim.step.schedules import most_held
 
 
 def memory_parts(model: StepModel, routed: RoutedWork | None) -> dict[str, float]:
@@ -73,32 +73,28 @@ def _shards(scenario: Scenario, ranks: int) -> Shards:
 
 
 def _activations(model: StepModel, device: int, rows: float) -> float:
-    """The most that microbatches in flight keep at once, walking the rank's slots in order."""
+    """The most that microbatches in flight keep at once, walking the rank's slots in order.
+
+    Weight gradients that are put off hold what their products read, inputs and output gradients: nearly what the
+    backward had (Qi et al. 2023, table 1: 32 of 34 bytes), recomputed and off-loaded values among it.
+    """
     scenario = model.scenario
     modules = frozenset({"full"} if scenario.recompute == "full" else scenario.recomputed_modules)
     layout = scenario.parallelism
     split = Split(layout.expert_tensor, 1 if layout.sequence_parallel else layout.tensor)
-    token = token_layer_bytes(scenario.model, scenario.precision, rows, modules, split)
     kinds = scenario.model.layer_kinds
-    layers = sum(len(model.chunks[index].layers) for index in _chunks(model, device))
-    kept = max(0.0, 1.0 - scenario.stack_options.offload_layers / layers) if layers else 1.0
+    indices = _chunks(model, device)
+    layers = sum(len(model.chunks[index].layers) for index in indices)
+    stays = max(0.0, 1.0 - scenario.stack_options.offload_layers / layers) if layers else 1.0
 
-    def chunk_bytes(chunk: Chunk) -> float:
+    def chunk_bytes(chunk: Chunk, token: TokenLayer) -> float:
         moe = sum(kinds[layer] == "moe" for layer in chunk.layers) + chunk.mtp_layers * (kinds[-1] == "moe")
         count = len(chunk.layers) + chunk.mtp_layers
         per_token = count * token.attention + (count - moe) * token.dense + moe * token.experts
-        return scenario.tokens_per_rank * per_token * kept
+        return scenario.tokens_per_rank * per_token
 
-    size = {index: chunk_bytes(model.chunks[index]) for index in _chunks(model, device)}
-    return _peak(model.order[device], size)
+    def sizes(recompute: frozenset[str], share: float) -> dict[int, float]:
+        token = token_layer_bytes(scenario.model, scenario.precision, rows, recompute, split)
+        return {index: chunk_bytes(model.chunks[index], token) * share for index in indices}
 
-
-def _peak(slots: tuple[Slot, ...], size: dict[int, float]) -> float:
-    held = most = 0.0
-    for slot in slots:
-        if slot.forward is not None:
-            held += size[slot.forward.chunk]
-        most = max(most, held)
-        if slot.backward is not None:
-            held -= size[slot.backward.chunk]
-    return most
+    return most_held(model.order[device], sizes(modules, stays), sizes(frozenset(), 1.0))

@@ -56,7 +56,7 @@ class StepModel:
     def schedule(self) -> tuple[str, int, int, int, bool]:
         """What `schedules.order` wants: kind, pipeline ranks, chunks a rank, microbatches, whether slots are paired."""
         layout = self.scenario.parallelism
-        chunks, batches = layout.virtual_pipeline, self.scenario.microbatches
+        chunks, batches = self.scenario.chunks_per_rank, self.scenario.microbatches
         return self.scenario.schedule_kind, layout.pipeline, chunks, batches, self.overlaps
 
     @cached_property
@@ -127,7 +127,7 @@ class StepModel:
         if self.scenario.parallelism.data_sharding != "full":
             return 0.0
         once = self.data_parallel[stage]
-        slots = self.scenario.parallelism.virtual_pipeline
+        slots = self.scenario.chunks_per_rank
         ahead, back = (seconds / slots for seconds in self.compute_seconds[stage])
         wait = exposed(once.a_slot[0], ahead, once.exposed_share) if slot.forward else 0.0
         return wait + (exposed(once.a_slot[1], back, once.exposed_share) if slot.backward else 0.0)

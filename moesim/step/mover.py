@@ -94,7 +94,7 @@ def mover(scenario: Scenario) -> Mover:
     """
     layout, model, precision = scenario.parallelism, scenario.model, scenario.precision
     network = group(scenario.cluster, layout.expert, stride=layout.expert_tensor)
-    copy = payload(precision.dispatch, precision.combine, model.d_model, max(1, model.top_k))
+    copy = payload(precision.dispatch, precision.combine, model.d_model, max(1, model.top_k), model.n_experts)
     demand = even_demand(scenario, network)
     wanted, multiprocessors = scenario.dispatcher.kind, scenario.dispatcher.multiprocessors
     if wanted == "auto":

@@ -87,7 +87,7 @@ def weight_chain(chunk: Chunk, kinds: Sequence[str]) -> list[_Step]:
     for layer, kind in layers:
         names = ("experts", "attention") if kind == "moe" else ("dense", "attention")
         chain += [_Step(name, layer, "weight") for name in names]
-    return chain
+    return chain + ([_Step("embedding", -1, "weight")] if chunk.embedding else [])
 
 
 @lru_cache(maxsize=4096)

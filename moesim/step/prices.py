@@ -62,8 +62,9 @@ class Prices:
     def __init__(self, scenario: Scenario, busy_multiprocessors: int, overlaps: bool) -> None:
         self.scenario, self.overlaps = scenario, overlaps
         self.model: ModelSpec = scenario.model
-        self.rates = compute.rates(scenario.cluster.gpu, scenario.precision.compute, busy_multiprocessors)
-        self.data = compute.coefficients()
+        measured = scenario.cluster.calibration
+        self.rates = compute.rates(scenario.cluster.gpu, scenario.precision.compute, busy_multiprocessors, measured)
+        self.data = compute.coefficients(measured)
         self.stack_factor = time_factor(scenario.stack, scenario.model.kernels)
         self.tokens = float(scenario.tokens_per_rank)
         self.modules = scenario.recomputed_modules

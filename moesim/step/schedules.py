@@ -6,10 +6,12 @@ P pipeline ranks, V chunks a rank, M microbatches.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
 from moesim.step.dualpipe import dualpipe
+from moesim.step.zero_bubble import Row, zero_bubble_h1, zero_bubble_v
 
 
 class Work(NamedTuple):
@@ -47,7 +49,7 @@ def order(kind: str, stages: int, chunks: int, microbatches: int, paired: bool) 
     """The slots of every pipeline rank.
 
     `paired`: neighbouring forward and backward of the steady state run beside each other (expert-communication
-    overlap), for which 1F1B warms up one microbatch more.
+    overlap), which keeps more microbatches in flight. Not for GPipe, nor for zero-bubble-h1 on several ranks.
     """
     if kind == "gpipe":
         return tuple(_gpipe(stage, microbatches) for stage in range(stages))
@@ -55,11 +57,15 @@ def order(kind: str, stages: int, chunks: int, microbatches: int, paired: bool) 
         return tuple(_one_forward_one_backward(stage, stages, microbatches, paired) for stage in range(stages))
     if kind == "interleaved-1f1b":
         return tuple(_interleaved(stage, stages, chunks, microbatches, paired) for stage in range(stages))
-    found = tuple(
-        tuple(Slot(*(Work(*work) if work else None for work in slot)) for slot in slots)
-        for slots in dualpipe(stages, microbatches)
-    )
+    if kind in ("zero-bubble-h1", "zero-bubble-v"):
+        rows = zero_bubble_h1 if kind == "zero-bubble-h1" else zero_bubble_v
+        return tuple(_slots(rows(stage, stages, microbatches, paired)) for stage in range(stages))
+    found = tuple(_slots(rank) for rank in dualpipe(stages, microbatches))
     return found if paired else tuple(tuple(one for slot in slots for one in _apart(slot)) for slots in found)
+
+
+def _slots(rows: tuple[Row, ...]) -> tuple[Slot, ...]:
+    return tuple(Slot(*(Work(*work) if work else None for work in row)) for row in rows)
 
 
 def _apart(slot: Slot) -> tuple[Slot, ...]:
@@ -76,9 +82,13 @@ def _gpipe(stage: int, microbatches: int) -> tuple[Slot, ...]:
 
 
 def _one_forward_one_backward(stage: int, stages: int, microbatches: int, paired: bool) -> tuple[Slot, ...]:
-    """PipeDream-flush (Narayanan et al. 2021, section 2.2.1)."""
+    """PipeDream-flush (Narayanan et al. 2021, section 2.2.1).
+
+    Paired, it warms up as the interleaved schedule does: two microbatches for each rank behind. With one, each pair
+    would wait for the next rank's of the same number and hand its forward to that rank's next pair: half the rate.
+    """
     works = [Work(stage, microbatch) for microbatch in range(microbatches)]
-    return _steady(works, works, stages - 1 - stage, paired)
+    return _steady(works, works, (stages - 1 - stage) * (2 if paired else 1), paired)
 
 
 def _interleaved(stage: int, stages: int, chunks: int, microbatches: int, paired: bool) -> tuple[Slot, ...]:
@@ -115,11 +125,30 @@ def inputs(slot: Slot, last_chunk: int) -> list[Key]:
     return keys
 
 
-def in_flight(slots: tuple[Slot, ...]) -> int:
-    """The most (chunk, microbatch) pairs whose activations a pipeline rank holds at once."""
-    held = most = 0
+def stays(slots: tuple[Slot, ...], last_chunk: int) -> frozenset[Key]:
+    """What a pipeline rank makes for itself: no message carries it (the turn of a V)."""
+    made = {("forward", *slot.forward) for slot in slots if slot.forward is not None}
+    made |= {("backward", *slot.backward) for slot in slots if slot.backward is not None}
+    return frozenset(key for slot in slots for key in inputs(slot, last_chunk) if key in made)
+
+
+def most_held(slots: tuple[Slot, ...], kept: Mapping[int, float], owed: Mapping[int, float]) -> float:
+    """The most that a pipeline rank holds at once: of a microbatch on chunk c `kept[c]` from its forward to the end of
+    its backward, and `owed[c]` from there to its weight gradients where these are put off."""
+    held = most = 0.0
     for slot in slots:
-        held += slot.forward is not None
+        held += kept[slot.forward.chunk] if slot.forward is not None else 0.0
         most = max(most, held)
-        held -= slot.backward is not None
+        if slot.backward is not None:
+            held -= kept[slot.backward.chunk]
+            held += owed[slot.backward.chunk] if slot.weight is None else 0.0
+            most = max(most, held)
+        elif slot.weight is not None:
+            held -= owed[slot.weight.chunk]
     return most
+
+
+def in_flight(slots: tuple[Slot, ...]) -> int:
+    """The most (chunk, microbatch) pairs whose activations a pipeline rank holds at once, weights owed included."""
+    ones = {slot.forward.chunk: 1.0 for slot in slots if slot.forward is not None}
+    return round(most_held(slots, ones, ones))

@@ -17,7 +17,7 @@ import moesim
 
 ROOT = Path(__file__).parents[2]
 DEEPSEEK = ROOT / "scenarios" / "deepseek-v3-2048-h800.yaml"
-DEEPSEEK_OPERATIONS = 67324
+DEEPSEEK_OPERATIONS = 67340
 
 
 def child(*command: str) -> float:

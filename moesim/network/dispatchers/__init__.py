@@ -11,27 +11,47 @@ from moesim.network.dispatchers.base import (
     PortTimes,
     payload,
 )
-from moesim.network.dispatchers.choice import Choice, fastest
+from moesim.network.dispatchers.choice import Choice, Compared, compare, fastest
 from moesim.network.dispatchers.deepep import DeepEpNormal
 from moesim.network.dispatchers.gather import AllGatherReduceScatter
 from moesim.network.dispatchers.hybrid import HybridEp
+from moesim.network.dispatchers.low_latency import DeepEpLowLatency
+from moesim.network.dispatchers.names import nearest
 from moesim.network.dispatchers.nccl import NcclAllToAll
 from moesim.network.dispatchers.one_sided import OneSidedNvl
+from moesim.network.dispatchers.trust import Trust, collective_trust
+from moesim.network.dispatchers.two_level import Hierarchical
+from moesim.network.dispatchers.two_sided import TwoSidedNvl, prepare_seconds
 from moesim.network.topology import GroupNetwork
 
 __all__ = [
     "DISPATCHERS",
     "Choice",
+    "Compared",
     "Dispatcher",
     "ExchangeTimes",
     "Payload",
     "PortTimes",
+    "Trust",
     "choose",
+    "collective_trust",
+    "compare_dispatchers",
     "dispatcher",
+    "nearest_dispatcher",
     "payload",
+    "prepare_seconds",
 ]
 
-_ALL: tuple[Dispatcher, ...] = (NcclAllToAll(), DeepEpNormal(), HybridEp(), OneSidedNvl(), AllGatherReduceScatter())
+_ALL: tuple[Dispatcher, ...] = (
+    NcclAllToAll(),
+    Hierarchical(),
+    DeepEpNormal(),
+    DeepEpLowLatency(),
+    HybridEp(),
+    OneSidedNvl(),
+    TwoSidedNvl(),
+    AllGatherReduceScatter(),
+)
 DISPATCHERS: dict[str, Dispatcher] = {found.name: found for found in _ALL}
 
 
@@ -42,6 +62,22 @@ def dispatcher(name: str) -> Dispatcher:
     return DISPATCHERS[name]
 
 
+def nearest_dispatcher(name: str) -> tuple[str, str]:
+    """The dispatcher that answers for a library by any name, and a note where it was not fitted on that library."""
+    return nearest(name, DISPATCHERS)
+
+
 def choose(demand: Demand, group: GroupNetwork, payload: Payload, multiprocessors: int | None = None) -> Choice:
     """What `auto` means for this group: the fastest dispatcher that runs, judged on `demand` (balanced routing)."""
     return fastest(DISPATCHERS, demand, group, payload, multiprocessors)
+
+
+def compare_dispatchers(
+    demand: Demand,
+    group: GroupNetwork,
+    payload: Payload,
+    multiprocessors: int | None = None,
+    network: str = "port-load",
+) -> list[Compared]:
+    """Every dispatcher on this demand, the fastest first, last those that cannot run."""
+    return compare(DISPATCHERS, demand, group, payload, multiprocessors, network)

@@ -26,22 +26,28 @@ DIRECTIONS: tuple[Direction, Direction] = ("dispatch", "combine")
 
 @dataclass(frozen=True)
 class Payload:
-    """Bytes of one token copy in each direction; the shape it came from, where known, tells whether a law holds."""
+    """Bytes of one token copy in each direction; the shape it came from, where known, tells whether a law holds.
+
+    `experts` is the model's number of experts, of all ranks together.
+    """
 
     dispatch: float
     combine: float
     hidden: int | None = None
     top_k: int | None = None
+    experts: int | None = None
 
     def of(self, direction: Direction) -> float:
         """Bytes of one copy."""
         return self.dispatch if direction == "dispatch" else self.combine
 
 
-def payload(dispatch: WireFormat, combine: WireFormat, hidden: int, top_k: int) -> Payload:
+def payload(
+    dispatch: WireFormat | str, combine: WireFormat | str, hidden: int, top_k: int, experts: int | None = None
+) -> Payload:
     """The payload of tokens of width `hidden` in the given wire formats."""
     there = payload_bytes(dispatch, hidden, top_k, "dispatch")
-    return Payload(there, payload_bytes(combine, hidden, top_k, "combine"), hidden, top_k)
+    return Payload(there, payload_bytes(combine, hidden, top_k, "combine"), hidden, top_k, experts)
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,9 @@ class Dispatcher(Protocol):
     def runs_on(self, group: GroupNetwork) -> str | None:
         """Why it cannot run on this group; None where it can."""
 
+    def unfit(self, demand: Demand, group: GroupNetwork) -> str | None:
+        """Why it is not meant for this demand, though it runs; None where it is."""
+
     def times(
         self,
         demand: Demand,
@@ -112,7 +121,8 @@ class Dispatcher(Protocol):
 @dataclass(frozen=True)
 class Kernel:
     """Coefficients of one direction: `eta_*` shares of the tiers' wire rates, `*_floor` the seconds [..., R] that a
-    rank's SMs need, `tail` seconds and `stretch` factor on everything, beside the kernel itself."""
+    rank's SMs or proxies need, `tail` seconds and `stretch` factor on everything, beside the kernel itself. Tiers work
+    at once, or, where `serial`, one after the other."""
 
     alpha: float
     eta_up: float = 1.0
@@ -122,28 +132,35 @@ class Kernel:
     receive_floor: Floats | float = 0.0
     tail: float = 0.0
     stretch: float = 1.0
+    serial: bool = False
 
 
 IDEAL = Kernel(alpha=0.0)
 
 
 def exchange(
-    traffic: Traffic, group: GroupNetwork, payload: Payload, kernels: Mapping[Direction, Kernel], network: str
+    traffic: Traffic,
+    group: GroupNetwork,
+    payload: Payload,
+    kernels: Mapping[Direction, Kernel],
+    network: str,
+    back: Traffic | None = None,
 ) -> tuple[PortTimes, PortTimes]:
-    """Dispatch along `traffic` and combine against it."""
-    flows = {"dispatch": traffic, "combine": traffic.reversed()}
-    there, back = (
+    """Dispatch along `traffic` and combine against it, or along `back`."""
+    flows = {"dispatch": traffic, "combine": traffic.reversed() if back is None else back}
+    dispatch, combine = (
         _port_times(flows[way], group, payload.of(way), IDEAL if network == "ideal" else kernels[way], network)
         for way in DIRECTIONS
     )
-    return there, back
+    return dispatch, combine
 
 
 def _port_times(traffic: Traffic, group: GroupNetwork, copy: float, kernel: Kernel, network: str) -> PortTimes:
     loads = NETWORKS[network](traffic, group)
     up, out = copy / kernel.eta_up, copy / kernel.eta_out
-    send = np.maximum(np.maximum(loads.up_send * up, loads.out_send * out), kernel.send_floor)
-    receive = np.maximum(np.maximum(loads.up_receive * up, loads.out_receive * out), kernel.receive_floor)
+    both = np.add if kernel.serial else np.maximum
+    send = np.maximum(both(loads.up_send * up, loads.out_send * out), kernel.send_floor)
+    receive = np.maximum(both(loads.up_receive * up, loads.out_receive * out), kernel.receive_floor)
     return PortTimes(
         latency=kernel.alpha * kernel.stretch + kernel.tail,
         send=_with_root(send, kernel),
@@ -172,3 +189,10 @@ def direct_traffic(demand: Demand, group: GroupNetwork, distinct: bool) -> Traff
     same_domain = group.domain[:, None] == group.domain[None, :]
     up = copies * (same_domain & ~np.eye(group.ranks, dtype=bool))
     return Traffic(up, np.broadcast_to(0.0, copies.shape) if group.domains == 1 else copies * ~same_domain)
+
+
+def message_seconds(traffic: Traffic, group: GroupNetwork, way: Direction) -> Floats:
+    """Seconds [..., R] that a rank's proxy thread needs for the messages it sends to other domains, one a copy; 0 where
+    the GPU drives the NIC itself. `traffic` is the dispatch's."""
+    each = group.fabric.message_seconds or 0.0
+    return np.asarray(traffic.out.sum(axis=-1 if way == "dispatch" else -2) * each)

@@ -12,7 +12,7 @@ from moesim.network.coefficients import Law
 from moesim.network.demand import Demand, Direction
 from moesim.network.dispatchers.base import DIRECTIONS, Floats, Kernel, Payload, PortTimes, exchange
 from moesim.network.dispatchers.family import LawDispatcher, Settings, needs_nvlink
-from moesim.network.dispatchers.hierarchical import handled_copies, two_hop_traffic
+from moesim.network.dispatchers.hierarchical import handled_copies, proxied, two_hop_traffic
 from moesim.network.topology import GroupNetwork
 
 
@@ -34,14 +34,14 @@ class DeepEpNormal(LawDispatcher):
     ) -> tuple[PortTimes, PortTimes]:
         """SMs handle the same copies in both directions, but send what they received."""
         laws, (home, away) = group.law(self.name), handled_copies(demand, group)
-        kernels: dict[Direction, Kernel] = {}
+        traffic, kernels = two_hop_traffic(demand, group), dict[Direction, Kernel]()
         for way in DIRECTIONS:
             sent, received = (home, away) if way == "dispatch" else (away, home)
             copy = payload.of(way)
             busy = [_sm_seconds(laws, way, group, demand.home_tokens, part * copy, copy) for part in (sent, received)]
             floors = (busy[0] / settings.multiprocessors, busy[1] / settings.multiprocessors)
-            kernels[way] = _kernel(laws, way, group, copy, floors, settings.notify)
-        return exchange(two_hop_traffic(demand, group), group, payload, kernels, settings.network)
+            kernels[way] = proxied(_kernel(laws, way, group, copy, floors, settings.notify), traffic, group, way)
+        return exchange(traffic, group, payload, kernels, settings.network)
 
 
 def _sm_seconds(laws: Law, way: Direction, group: GroupNetwork, tokens: Floats, moved: Floats, copy: float) -> Floats:

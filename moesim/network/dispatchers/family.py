@@ -36,6 +36,10 @@ class LawDispatcher(ABC):
     def runs_on(self, group: GroupNetwork) -> str | None:
         """Why it cannot run on this group; None where it can."""
 
+    def unfit(self, demand: Demand, group: GroupNetwork) -> str | None:
+        """Meant for every demand unless a law says otherwise."""
+        return None
+
     @abstractmethod
     def exchange(
         self, demand: Demand, group: GroupNetwork, payload: Payload, settings: Settings
@@ -66,7 +70,7 @@ class LawDispatcher(ABC):
         if refusal is not None:
             raise InfeasibleError(refusal)
         there, back = self.exchange(demand, group, payload, Settings(used, network, notify))
-        found = trust(group.law(self.calibration(group)), group, payload, used)
+        found = trust(group.law(self.calibration(group)), group, payload, used, self.unfit(demand, group))
         return ExchangeTimes(there, back, found.basis, found.relative, found.notes, used)
 
 

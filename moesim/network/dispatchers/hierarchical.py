@@ -6,10 +6,13 @@ R ranks, N domains, G members of a domain.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.network.demand import Demand
+from moesim.network.demand import Demand, Direction
+from moesim.network.dispatchers.base import Kernel, message_seconds
 from moesim.network.portload import Traffic
 from moesim.network.topology import GroupNetwork
 
@@ -21,7 +24,7 @@ def two_hop_traffic(demand: Demand, group: GroupNetwork) -> Traffic:
     """Distinct tokens [..., R, R] by tier. In a smaller last domain the index is taken modulo its members."""
     tokens = np.asarray(demand.rank_tokens, dtype=np.float64)
     up = np.zeros(tokens.shape)
-    for domains in _alike(group):
+    for domains in alike(group):
         members = np.flatnonzero(np.isin(group.domain, domains))
         size = len(members) // len(domains)
         forwarders = (group.index[:, None] % size == np.arange(size)[None, :]).astype(np.float64)
@@ -62,7 +65,20 @@ def handled_copies(demand: Demand, group: GroupNetwork) -> tuple[Floats, Floats]
     return home + demand.domain_tokens.sum(axis=-1, dtype=np.float64), away + arriving
 
 
-def _alike(group: GroupNetwork) -> list[Ints]:
+def proxied(kernel: Kernel, traffic: Traffic, group: GroupNetwork, way: Direction) -> Kernel:
+    """The kernel where a processor's proxy threads drive the NICs: a dear start, less of the wire, a time a message."""
+    if group.domains == 1 or group.fabric.message_seconds is None:
+        return kernel
+    laws = group.law("proxied")
+    return replace(
+        kernel,
+        eta_out=laws.value("eta_out") * group.fabric_state,
+        tail=kernel.tail + laws.value("start"),
+        send_floor=np.maximum(kernel.send_floor, message_seconds(traffic, group, way)),
+    )
+
+
+def alike(group: GroupNetwork) -> list[Ints]:
     """Domains grouped by their number of members."""
     sizes = np.bincount(group.domain)
     return [np.flatnonzero(sizes == size) for size in np.unique(sizes)]

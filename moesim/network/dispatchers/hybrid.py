@@ -5,9 +5,9 @@ from __future__ import annotations
 from math import log2
 
 from moesim.network.demand import Demand
-from moesim.network.dispatchers.base import Kernel, Payload, PortTimes, exchange
+from moesim.network.dispatchers.base import DIRECTIONS, Kernel, Payload, PortTimes, exchange
 from moesim.network.dispatchers.family import LawDispatcher, Settings, needs_nvlink
-from moesim.network.dispatchers.hierarchical import two_hop_traffic
+from moesim.network.dispatchers.hierarchical import proxied, two_hop_traffic
 from moesim.network.topology import GroupNetwork
 
 
@@ -27,7 +27,7 @@ class HybridEp(LawDispatcher):
     def exchange(
         self, demand: Demand, group: GroupNetwork, payload: Payload, settings: Settings
     ) -> tuple[PortTimes, PortTimes]:
-        """Both directions take the same kernel."""
+        """Both directions take the same kernel, but the messages of an unequal demand."""
         laws = group.law(self.name)
         alpha = laws.value("alpha") + laws.value("alpha_doubling") * log2(group.domains)
         kernel = Kernel(
@@ -36,4 +36,5 @@ class HybridEp(LawDispatcher):
             eta_out=laws.value("eta_out") * group.fabric_state,
         )
         traffic = two_hop_traffic(demand, group)
-        return exchange(traffic, group, payload, {"dispatch": kernel, "combine": kernel}, settings.network)
+        kernels = {way: proxied(kernel, traffic, group, way) for way in DIRECTIONS}
+        return exchange(traffic, group, payload, kernels, settings.network)

@@ -1,0 +1,1 @@
+"""Measurement tables: their columns, and the timing of kernels and collectives on the machine at hand."""
