@@ -21,7 +21,7 @@ def estimate(scenario: Scenario, *, even_if_infeasible: bool = False) -> Result:
 
     Raises `InfeasibleError` where the model does not fit in memory, unless `even_if_infeasible`.
     """
-    result = estimate_model(StepModel(scenario))
+    result = estimate_model(_closed_form(scenario))
     if not even_if_infeasible:
         require_memory(scenario, result.memory)
     return result
@@ -31,13 +31,15 @@ def simulate(scenario: Scenario, progress: Progress | None = None, *, even_if_in
     """The discrete-event simulation of `scenario`; `progress(what, share)` hears how far it is.
 
     The step at perfectly balanced routing, against which `skew_time` is told, comes from the closed form where all
-    ranks are alike, for there both roads are one; with jitter or stragglers it is simulated. Raises `InfeasibleError`
-    where the model does not fit in memory, unless `even_if_infeasible`.
+    ranks are alike, for there both roads are one; with jitter, stragglers or flows it is simulated.
+    Raises `InfeasibleError` where the model does not fit in memory, unless `even_if_infeasible`.
     """
     model = StepModel(scenario)
     if not even_if_infeasible:
-        require_memory(scenario, memory_parts(model, expected_work(model)))
-    disturbed = scenario.simulation.jitter or scenario.simulation.stragglers
+        closed = _closed_form(scenario)
+        require_memory(scenario, memory_parts(closed, expected_work(closed)))
+    settings = scenario.simulation
+    disturbed = settings.jitter or settings.stragglers or settings.network == "max-min"
     even = even_step_seconds(model) if scenario.model.is_moe and not disturbed else None
     return simulate_model(model, progress, even)
 
@@ -57,7 +59,7 @@ def compare_dispatchers(scenario: Scenario) -> list[DispatcherRow]:
         multiprocessors = law.default_multiprocessors if stated is None else stated
         spec = scenario.dispatcher.model_copy(update={"kind": name})
         refusal = law.runs_on(network)
-        result = None if refusal else estimate_model(StepModel(scenario.model_copy(update={"dispatcher": spec})))
+        result = None if refusal else estimate_model(_closed_form(scenario.model_copy(update={"dispatcher": spec})))
         found.append(DispatcherRow(name, multiprocessors, result, refusal))
     return ordered(found)
 
@@ -65,5 +67,11 @@ def compare_dispatchers(scenario: Scenario) -> list[DispatcherRow]:
 def choose_dispatcher(scenario: Scenario) -> tuple[str, str]:
     """What `dispatcher: auto` takes for `scenario`, and why."""
     spec = scenario.dispatcher.model_copy(update={"kind": "auto"})
-    found = StepModel(scenario.model_copy(update={"dispatcher": spec})).mover
+    found = _closed_form(scenario.model_copy(update={"dispatcher": spec})).mover
     return found.dispatcher.name, found.reason
+
+
+def _closed_form(scenario: Scenario) -> StepModel:
+    """The step as the closed form sees it: it takes the busiest port where the simulation lets flows share links."""
+    flows = scenario.simulation.network == "max-min"
+    return StepModel(scenario, "port-load" if flows else None)

@@ -98,12 +98,12 @@ def fit_experts(table: pd.DataFrame, by: str = "generation", most: int = 2500) -
     """Coefficients of `kernel-experts` from rows of kind "expert_gemm", a set for each `by`, format and kernel family.
 
     Rows that time something else are left out: Triton kernels of one rank among several that hold remote tokens on its
-    first expert, kernels that route again by groups, tables that count tokens otherwise.
+    first expert, kernels that route again by groups, tables of wide expert parallelism.
     """
     same = ("gpu", "software", "kernel", "hidden", "inter", "top_k", "experts", "load")
     sieves: tuple[Sieve, ...] = (
         ("a load of no known law", lambda rows: ~_readable(rows)),
-        ("tokens counted otherwise", lambda rows: _column(rows, "slots").notna() | _column(rows, "what").notna()),
+        ("a table of wide parallelism", lambda rows: _column(rows, "slots").notna() | _column(rows, "what").notna()),
         ("remote tokens on the first expert", _remote),
         ("routed again by groups", lambda rows: (rows["family"] == "trtllm-gen") & (rows["expert_parallel"] > 1)),
         _OTHER_PRODUCT,
@@ -202,6 +202,8 @@ def _fit_all(table: pd.DataFrame, kind: str, how: tuple[str, int], sieves: Seque
             if drop.any():
                 left_out[reason] = int(drop.sum())
                 group = group[~drop]
+            if not len(group):
+                break
         if len(group) < LEAST_ROWS:
             why = f"fewer than {LEAST_ROWS} rows of {dtype} on {key}"
             skipped[why] = skipped.get(why, 0) + len(group)
@@ -219,14 +221,14 @@ def _prepared(table: pd.DataFrame, kind: str, by: str) -> tuple[pd.DataFrame, di
     rows = table[table["kind"] == kind].copy()
     gpus = {name: catalog.load("gpus", name) for name in rows["gpu"].unique()}
     rows["key"] = rows["gpu"].map({name: gpu.name if by == "gpu" else gpu.generation for name, gpu in gpus.items()})
-    rows["software"] = _column(rows, "software").fillna("").astype(str)
+    rows["software"] = _column(rows, "software").astype(object).fillna("").astype(str)
     data = catalog.calibration(_ENTRY[kind])
     kernels = {name: family(data, name) for name in _column(rows, "kernel").dropna().unique()}
     families = {name: UNKNOWN if notes else known for name, (known, notes) in kernels.items()}
-    rows["family"] = _column(rows, "kernel").map(families).fillna(DEFAULT_KERNEL)
+    rows["family"] = _column(rows, "kernel").map(families).astype(object).fillna(DEFAULT_KERNEL)
     for name in ("expert_parallel", "expert_tensor"):
         rows[name] = pd.to_numeric(_column(rows, name)).fillna(1)
-    rows["load"] = _column(rows, "load").fillna("balanced").astype(str)
+    rows["load"] = _column(rows, "load").astype(object).fillna("balanced").astype(str)
     skipped: dict[str, int] = {}
     for gpu, dtype in rows[["gpu", "dtype"]].drop_duplicates().itertuples(index=False):
         reason = _refusal(gpus[gpu], dtype)

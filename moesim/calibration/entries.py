@@ -40,8 +40,6 @@ def network_entries(made: Fitted, source: Entry) -> dict[str, Entry]:
     entry: Entry = {
         **head,
         "residual_by": {part: _short(miss.as_dict()) for part, miss in made.parts.items()},
-        "noise": made.noise,
-        "rows": {"used": len(made.rows), "left_out": {}},
         "range": _ranges(made.rows),
     }
     factors: Entry = {**head}
@@ -65,6 +63,8 @@ def _head(made: Fitted, source: Entry) -> Entry:
         "source": source,
         "residual": _short(made.residual.as_dict()),
         "residual_of_shipped": _short(made.shipped.as_dict()),
+        "noise": made.noise,
+        "rows": {"used": len(made.rows), "left_out": {}},
         "valid": _valid(made),
     }
 

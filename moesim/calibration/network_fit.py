@@ -19,6 +19,7 @@ from moesim.calibration.runs import Run
 from moesim.calibration.solve import Floats, Name, solve
 from moesim.calibration.statistics import Residual, noise, residual, weights
 from moesim.network.coefficients import Law
+from moesim.network.coefficients import law as law_of
 
 COMMON = "common"
 # The generation whose latencies the shipped laws count in; others are factors of it.
@@ -73,9 +74,19 @@ def _custom_all_reduce(rows: pd.DataFrame) -> pd.Series:
 
 def _exchange(library: str) -> Callable[[pd.DataFrame], pd.Series]:
     def takes(rows: pd.DataFrame) -> pd.Series:
-        return (rows["kind"] == "dispatch_combine") & (rows["library"] == library) & (rows["ranks"] > 1)
+        mine = (rows["kind"] == "dispatch_combine") & (rows["library"] == library) & (rows["ranks"] > 1)
+        return mine & ~_starved(rows, library)
 
     return takes
+
+
+def _starved(rows: pd.DataFrame, library: str) -> pd.Series:
+    """Whether so few SMs ran that a law without a term for them does not hold."""
+    entry = law_of(library)
+    if "token" in entry.data or "least_multiprocessors" not in entry.valid:
+        return pd.Series(False, index=rows.index)
+    least = float(entry.valid["least_multiprocessors"])
+    return pd.Series(rows["sms"] < least)
 
 
 def _exchange_law(library: str, coefficients: str, parts: tuple[str, ...]) -> LawFit:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.engine.contention import Wire, wire
 from moesim.network.dispatchers import PortTimes
 from moesim.randomness import Streams
 from moesim.step.model import StepModel
@@ -42,10 +43,15 @@ class Durations:
         latest = begin.reshape(-1, self.tensor_group).max(axis=1)
         return np.repeat(latest, self.tensor_group)
 
-    def run(self, stage: int, slot: Slot, operation: Operation, begin: Floats) -> tuple[Floats, Floats | float]:
-        """End [R] of an operation begun at `begin` [R], and each rank's own seconds without waiting for peers."""
+    def run(
+        self, slot: Slot, operation: Operation, begin: Floats, late: tuple[Floats, Floats] | None = None
+    ) -> tuple[Floats, Floats | float]:
+        """End [R] of an operation begun at `begin` [R], and each rank's own seconds without waiting for peers.
+
+        `late`: seconds [R] by which sends and receives of an exchange take longer than alone.
+        """
         if operation.kind in EXCHANGES:
-            return self._exchange(slot, operation, begin)
+            return self._exchange(slot, operation, begin, late)
         seconds = self._compute(slot, operation)
         if not self.even:
             noise = np.exp(self.jitter * self.noise.standard_normal(self.ranks)) if self.jitter else 1.0
@@ -58,11 +64,20 @@ class Durations:
         layer = self.model.moe_index[operation.layer]
         return layer, int(self.sample_of[layer, work.microbatch])
 
-    def _exchange(self, slot: Slot, operation: Operation, begin: Floats) -> tuple[Floats, Floats]:
+    def wire(self, slot: Slot, operation: Operation, leaves_domain: bool) -> Wire:
+        """What an exchange asks of the ports that it shares."""
+        exchange: PortTimes = getattr(self.routed, operation.kind)
+        return wire(exchange, self.place(slot, operation), self.model.mover.network, leaves_domain)
+
+    def _exchange(
+        self, slot: Slot, operation: Operation, begin: Floats, late: tuple[Floats, Floats] | None
+    ) -> tuple[Floats, Floats]:
         """Own sends out, and everything meant for the rank arrived from the group's slowest begin."""
         exchange: PortTimes = getattr(self.routed, operation.kind)
         place = self.place(slot, operation)
         send, receive = exchange.send[place], exchange.receive[place]
+        if late is not None:
+            send, receive = send + late[0], receive + late[1]
         sent = begin + (exchange.latency + send)
         arrived = receive + (exchange.latency + np.maximum.reduce(begin))
         end = np.where(receive > 0, np.maximum(sent, arrived), sent)

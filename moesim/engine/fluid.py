@@ -1,7 +1,8 @@
 """Transfers that share links max-min fairly, on simpy's clock.
 
-F flows of a transfer, Q links. A transfer is a set of flows, such as a dispatch or a reduce-scatter; when all of them have ended its event happens, with the array [F] of the times at which each did. What
-is under way is followed to its end as if nothing else came, and again from there when something does.
+F flows of a transfer, Q links. A transfer is a set of flows, such as a dispatch or a reduce-scatter; when all of them
+have ended its event happens, with the array [F] of the times at which each did. What is under way is followed to its
+end as if nothing else came, and again from there when something does.
 """
 
 from __future__ import annotations

@@ -129,12 +129,13 @@ def _finish(model: StepModel, devices: list[Device], recorder: Recorder) -> Simu
     ends = []
     for device in devices:
         once = model.data_parallel[device.stage]
-        reduction = exposed(once.reduce, model.compute_seconds[device.stage][1], once.exposed_share)
+        late = device.gradients.delay if device.gradients else 0.0
+        reduction = exposed(once.reduce + late, model.compute_seconds[device.stage][1], once.exposed_share)
         free = device.free["compute"]
         last = float(free.max())
         recorder.waits(device.stage, "data-parallel", reduction + last - float(free.mean()))
         recorder.waits(device.stage, "optimizer", once.optimizer)
-        recorder.once(device.stage, "gradient reduction", free + reduction - once.reduce, once.reduce)
+        recorder.once(device.stage, "gradient reduction", free + reduction - once.reduce - late, once.reduce + late)
         recorder.once(device.stage, "optimizer", free + reduction, once.optimizer)
         ends.append(last + reduction + once.optimizer)
     seconds = max(ends)

@@ -11,20 +11,23 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import simpy
 from numpy.typing import NDArray
 
+from moesim.engine.contention import SharedPorts, shares_ports
 from moesim.engine.durations import Durations
 from moesim.engine.recorder import Recorder
 from moesim.errors import InternalError
-from moesim.step.operations import Operation
+from moesim.step.operations import EXCHANGES, Operation
 from moesim.step.schedules import Slot
 
 Floats = NDArray[np.float64]
 Process = Generator[Any, Any, None]
+Delays = Generator[Any, Any, tuple[Floats, Floats]]
 STREAMS = ("compute", "communication")
 
 
@@ -68,6 +71,7 @@ class Device:
         self.runs: list[SlotRun] = []
         self.free = {stream: np.zeros(durations.ranks) for stream in STREAMS}
         self.communicating_since = np.zeros(durations.ranks)
+        self.gradients: SharedPorts | None = None
 
     def start(self) -> None:
         """Puts both streams on the clock."""
@@ -81,11 +85,32 @@ class Device:
             if before is not None:
                 yield from self._slot_ends(before, stream)
             self._shard_wait(run, stream)
+            if stream == "compute" and run is self._last_backward:
+                self._reduce_gradients()
             for position in run.positions[stream]:
                 yield from self._operation(run, position, stream)
             before = run
         if before is not None:
             yield from self._slot_ends(before, stream)
+
+    @cached_property
+    def _last_backward(self) -> SlotRun | None:
+        """The slot with which the gradient reduction begins where it shares links with exchanges."""
+        if not shares_ports(self.durations.model, self.stage):
+            return None
+        return next((run for run in reversed(self.runs) if run.slot.backward is not None), None)
+
+    def _reduce_gradients(self) -> None:
+        """Puts the gradients on the wire."""
+        wire = self.durations.model.data_parallel[self.stage].wire
+        self.gradients = SharedPorts(self.env, self.durations.ranks, wire)
+
+    def _shared_exchange(self, ports: SharedPorts, run: SlotRun, operation: Operation) -> Delays:
+        """Runs an exchange beside the gradients; how much later each rank's sends and receives end [R]."""
+        leaves = self.durations.model.data_parallel[self.stage].leaves_domain
+        asked, began = self.durations.wire(run.slot, operation, leaves), self.env.now
+        ends = yield ports.exchange(asked)
+        return ports.delays(asked, began, ends)
 
     def _shard_wait(self, run: SlotRun, stream: str) -> None:
         """Under full sharding a slot begins when its parameters are there."""
@@ -124,7 +149,10 @@ class Device:
                 yield arrival
             begin = np.maximum(begin, ended(arrival) + run.hops[operation.side])
         begin = self.durations.together(operation, begin)
-        end, busy = self.durations.run(self.stage, run.slot, operation, begin)
+        late = None
+        if self.gradients is not None and self.gradients.busy and operation.kind in EXCHANGES:
+            late = yield from self._shared_exchange(self.gradients, run, operation)
+        end, busy = self.durations.run(run.slot, operation, begin, late)
         self._account(run, operation, begin)
         self.recorder.operation(self.stage, run.slot, operation, begin, end, busy)
         self.free[stream] = end

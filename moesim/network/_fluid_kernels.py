@@ -49,39 +49,39 @@ def by_link(first: Ints, links: Numbers, count: int) -> tuple[Ints, Numbers]:
 
 
 @compiled
-def take(net: Net, f: int, amount: float, state: Floats) -> None:
-    """Settles that flow f sends `amount` over its links."""
-    for j in range(net.first[f], net.first[f + 1]):
-        q = net.links[j]
-        state[q, LOAD] += amount
-        state[q, OPEN] -= 1.0
-        state[q, MOST] = max(state[q, MOST], amount)
+def open_flows(net: Net, q: int, sent: Floats, found: Numbers) -> int:
+    """Flows of link q that are not settled, into `found`; how many. Without a branch, so that memory is read ahead."""
+    count = 0
+    for k in range(net.start[q], net.start[q + 1]):
+        f = net.flows[k]
+        found[count] = f
+        count += int(sent[f] < 0.0)
+    return count
 
 
 @compiled
-def take_small(net: Net, left: Floats, q: int, level: float, sent: Floats, state: Floats) -> None:
-    """Settles the flows of link q that have no more left than `level`; notes the least that another one has left."""
-    least = np.inf
-    for k in range(net.start[q], net.start[q + 1]):
-        f = net.flows[k]
-        if sent[f] >= 0.0:
-            continue
-        if left[f] <= level:
-            sent[f] = left[f]
-            take(net, f, left[f], state)
-        else:
-            least = min(least, left[f])
-    state[q, LEAST] = least
+def small_flows(left: Floats, level: float, some: Numbers, found: Numbers) -> tuple[int, float]:
+    """Those of `some` that have no more left than `level`, into `found`; how many, and the least that another has."""
+    count, least = 0, np.inf
+    for i in range(some.size):
+        f = some[i]
+        small = left[f] <= level
+        found[count] = f
+        count += int(small)
+        least = min(least, np.inf if small else left[f])
+    return count, least
 
 
 @compiled
-def take_rest(net: Net, q: int, level: float, sent: Floats, state: Floats) -> None:
-    """Settles the flows of link q that are not: it is full."""
-    for k in range(net.start[q], net.start[q + 1]):
-        f = net.flows[k]
-        if sent[f] < 0.0:
-            sent[f] = level
-            take(net, f, level, state)
+def take(net: Net, some: Numbers, sent: Floats, state: Floats) -> None:
+    """Settles that these flows send over their links what `sent` says."""
+    for i in range(some.size):
+        amount = sent[some[i]]
+        for j in range(net.first[some[i]], net.first[some[i] + 1]):
+            q = net.links[j]
+            state[q, LOAD] += amount
+            state[q, OPEN] -= 1.0
+            state[q, MOST] = max(state[q, MOST], amount)
 
 
 @compiled
@@ -94,48 +94,55 @@ def fill(net: Net, live: Live, left: Floats, seconds: float) -> tuple[Floats, Fl
     """
     sent, state = np.where(live.ended, 0.0, -1.0), np.zeros((net.capacity.size, 4))
     state[:, OPEN] = live.members
+    some, small = np.empty(live.left.size + 1, np.int32), np.empty(live.left.size + 1, np.int32)
     heap = [(net.capacity[q] * seconds / live.members[q], q) for q in net.used if live.members[q] > 0]
     heapq.heapify(heap)
     while len(heap) > 0:
         before, q = heap[0]
-        members = state[q, OPEN]
-        if members == 0.0:
+        if state[q, OPEN] == 0.0:
             heapq.heappop(heap)
             continue
-        level = max(0.0, net.capacity[q] * seconds - state[q, LOAD]) / members
+        level = max(0.0, net.capacity[q] * seconds - state[q, LOAD]) / state[q, OPEN]
         if level > before:
             heapq.heapreplace(heap, (level, q))
             continue
+        here = some[: open_flows(net, q, sent, some)]
         if state[q, LEAST] <= level:
-            take_small(net, left, q, level, sent, state)
-            if state[q, OPEN] < members:
+            count, state[q, LEAST] = small_flows(left, level, here, small)
+            if count > 0:
+                for i in range(count):
+                    sent[small[i]] = left[small[i]]
+                take(net, small[:count], sent, state)
                 continue
         heapq.heappop(heap)
-        take_rest(net, q, level, sent, state)
+        for i in range(here.size):
+            sent[here[i]] = level
+        take(net, here, sent, state)
     return sent, state
 
 
 @compiled
-def time_to_send(net: Net, f: int, amount: float, members: Ints, state: Floats) -> float:
-    """Seconds until flow f has sent `amount`, on the slowest of its links.
+def paces(net: Net, live: Live, state: Floats) -> tuple[Floats, Floats]:
+    """How long a link takes until each of its flows has sent x bytes, or all of its own: pace x / (1 + bend x) [Q].
 
-    A link has by then sent G(amount), the sum over its flows g of min(amount, sent[g]): concave, `members` steep at 0,
-    and all of its load at the largest amount. 1 / G is taken as 1 / (members amount) and a constant, which is exact
-    where all flows send the same, and at the largest.
+    A link has by then sent G(x), the sum over its flows g of min(x, sent[g]): concave, as steep at 0 as it has flows,
+    and all of its load at the largest. 1 / G is taken as 1 / (flows x) and a constant, which is exact where all flows
+    send the same, and at the largest.
     """
-    seconds = 0.0
-    for j in range(net.first[f], net.first[f + 1]):
-        q = net.links[j]
-        bend = 1.0 / state[q, LOAD] - 1.0 / (members[q] * state[q, MOST])
-        seconds = max(seconds, 1.0 / (net.capacity[q] * (1.0 / (members[q] * amount) + bend)))
-    return seconds
+    pace, bend = np.zeros(net.capacity.size), np.zeros(net.capacity.size)
+    for q in net.used:
+        if live.members[q] > 0:
+            pace[q] = live.members[q] / net.capacity[q]
+            bend[q] = live.members[q] / state[q, LOAD] - 1.0 / state[q, MOST]
+    return pace, bend
 
 
 @compiled
 def one_round(net: Net, live: Live, begin: float, end: float, carried: Floats) -> tuple[int, Floats]:
     """Fills the time from `begin` to `end` once; adds to `carried` [Q]. How many flows live on, and bytes sent [A]."""
     sent, state = fill(net, live, live.left, end - begin)
-    members, living = live.members.copy(), 0
+    pace, bend = paces(net, live, state)
+    living = 0
     for f in range(sent.size):
         if live.ended[f]:
             continue
@@ -143,8 +150,12 @@ def one_round(net: Net, live: Live, begin: float, end: float, carried: Floats) -
         if live.left[f] > amount * (1.0 + TIE):
             live.left[f] -= amount
             living += 1
-        else:
-            leave(net, live, f, min(end, begin + time_to_send(net, f, amount, members, state)))
+            continue
+        latest = 0.0
+        for j in range(net.first[f], net.first[f + 1]):
+            q = net.links[j]
+            latest = max(latest, pace[q] * amount / (1.0 + bend[q] * amount))
+        leave(net, live, f, min(end, begin + latest))
     carried += state[:, LOAD]
     return living, sent
 

@@ -86,8 +86,8 @@ def one_round(net: Net, live: Live, begin: float, end: float, carried: Floats) -
     live.left[~live.ended] -= sent[~live.ended]
     hops, passed = gather(net.first, net.links, over)
     amounts, members = np.repeat(sent[over], np.diff(hops)), live.members[passed]
-    bend = 1.0 / state[passed, LOAD] - 1.0 / (members * state[passed, MOST])
-    seconds = 1.0 / (net.capacity[passed] * (1.0 / (members * amounts) + bend))
+    bend = members / state[passed, LOAD] - 1.0 / state[passed, MOST]
+    seconds = members * amounts / (net.capacity[passed] * (1.0 + bend * amounts))
     latest = np.maximum.reduceat(seconds, hops[:-1]) if over.size else np.zeros(0)
     _leave(net, live, over, np.minimum(end, begin + latest))
     carried += state[:, LOAD]

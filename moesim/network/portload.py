@@ -79,9 +79,6 @@ def own_port(traffic: Traffic, group: GroupNetwork) -> PortLoads:
     )
 
 
-NETWORKS: dict[str, NetworkModel] = {"port-load": busiest_port, "ideal": own_port}
-
-
 def ring_out_rate(group: GroupNetwork) -> float:
     """Bytes/s that leave a domain while a ring a member runs through its likes in the other domains, all at once.
 

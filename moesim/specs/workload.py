@@ -93,14 +93,15 @@ class SimulationSpec(Spec):
 
     `sampled_tokens`: tokens of a rank and microbatch that are drawn, each standing for equally many of its sequence
     (all unless stated; the noise of sampling then shows larger than it is, a sequence's own skew stays). `jitter`:
-    relative standard deviation of every compute operation's time.
+    relative standard deviation of every compute operation's time. `network`: the links by their busiest port, by
+    flows that share them max-min fairly (gradients beside the last backward too), or each rank's own at full rate.
     """
 
     seed: int = Field(strict=True, default=0, ge=0, le=2**63 - 1)
     steps: int = Field(strict=True, default=1, ge=1, le=1000)
     microbatch_samples: int = Field(strict=True, default=8, ge=1, le=1024)
     sampled_tokens: int | None = Field(strict=True, default=None, ge=1, le=1 << 30)
-    network: Literal["port-load", "ideal"] = "port-load"
+    network: Literal["port-load", "max-min", "ideal"] = "port-load"
     jitter: float = Field(default=0.0, ge=0.0, le=1.0)
     stragglers: tuple[Straggler, ...] | None = None
     failures: None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moesim.costs.compute import coefficients
-from moesim.network.collectives import Use, all_gather, reduce_scatter
+from moesim.network.collectives import Use, all_gather, reduce_scatter, ring_bandwidth
 from moesim.network.topology import group
 from moesim.scenario.scenario import Scenario
 from moesim.specs import parameters
@@ -26,7 +26,8 @@ class DataParallel:
     """Once a step on one pipeline rank: seconds of the gradient reduction, of the parameter gathering, of the update.
 
     `exposed_share`: the least share of each collective that no compute hides. `a_slot`: seconds of the gathering
-    (forward) and of the gathering and reduction (backward) that full sharding repeats for every slot.
+    (forward) and of the gathering and reduction (backward) that full sharding repeats for every slot. `wire`: the part
+    of `reduce` for which the links are taken; `leaves_domain`: whether those are the links between domains.
     """
 
     reduce: float
@@ -34,6 +35,8 @@ class DataParallel:
     optimizer: float
     exposed_share: float
     a_slot: tuple[float, float]
+    wire: float = 0.0
+    leaves_domain: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,9 +107,12 @@ def data_parallel(scenario: Scenario, held: Held, chunks: int) -> DataParallel:
         ahead = gathered(2.0) / chunks
         # Full sharding reduces every microbatch's gradients as they come, in bf16.
         return DataParallel(0.0, 0.0, seconds, share, (ahead, ahead + reduced(2.0) / chunks))
+    passes = 2 if sharding == "none" else 1
+    wire = sum(passes * count * gradient * (1 - 1 / net.ranks) / ring_bandwidth(net) for net, count in groups if count)
+    leaves = any(net.domains > 1 for net, count in groups if count)
     if sharding == "none":
-        return DataParallel(reduced(gradient) + gathered(gradient), 0.0, seconds, share, (0.0, 0.0))
-    return DataParallel(reduced(gradient), gathered(2.0), seconds, share, (0.0, 0.0))
+        return DataParallel(reduced(gradient) + gathered(gradient), 0.0, seconds, share, (0.0, 0.0), wire, leaves)
+    return DataParallel(reduced(gradient), gathered(2.0), seconds, share, (0.0, 0.0), wire, leaves)
 
 
 def exposed(duration: float, hidden_behind: float, share: float) -> float:

@@ -25,15 +25,18 @@ Floats = NDArray[np.float64]
 
 
 class StepModel:
-    """What both roads share about one scenario; everything is computed on first use."""
+    """What both roads share about one scenario; everything is computed on first use.
 
-    def __init__(self, scenario: Scenario) -> None:
-        self.scenario = scenario
+    `network`: the network model, the scenario's own unless stated.
+    """
+
+    def __init__(self, scenario: Scenario, network: str | None = None) -> None:
+        self.scenario, self.network = scenario, network or scenario.simulation.network
 
     @cached_property
     def mover(self) -> Mover:
         """The dispatcher and the network of one expert-parallel group."""
-        return mover(self.scenario)
+        return mover(self.scenario, self.network)
 
     @cached_property
     def prices(self) -> Prices:

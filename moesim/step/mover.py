@@ -87,7 +87,7 @@ def even_demand(scenario: Scenario, network: GroupNetwork) -> Demand:
     return Demand(between("copies"), between("rank_tokens"), between("domain_tokens"), more.tokens, domain)
 
 
-def mover(scenario: Scenario) -> Mover:
+def mover(scenario: Scenario, model_of_network: str) -> Mover:
     """The dispatcher that the scenario names, or, for `auto`, the fastest that runs on its cluster.
 
     Raises `ScenarioError` where the named one does not run there, `InfeasibleError` where none does.
@@ -105,7 +105,6 @@ def mover(scenario: Scenario) -> Mover:
         refusal = chosen.runs_on(network)
         if refusal is not None:
             raise ScenarioError([Problem("dispatcher.kind", refusal)], scenario.name)
-    model_of_network = scenario.simulation.network
     found = Mover(
         dispatcher=chosen,
         network=network,

@@ -119,7 +119,7 @@ def _fitted(
     fitted_on = found.get("gpus", (gpu.name,))
     basis: Basis = "assumed" if notes else data["source"]["basis"]
     if gpu.name not in fitted_on:
-        values["compute"] = _at_power(values, gpu)
+        values |= _at_power(values, gpu)
         notes = (*notes, f"coefficients of {', '.join(fitted_on)}")
         band = max(band, elsewhere)
         if _far(gpu, fitted_on, data["rule"]):
@@ -135,12 +135,13 @@ def _far(gpu: GpuSpec, fitted_on: Iterable[str], rule: Mapping[str, Any]) -> boo
     return bool(known) and all(max(peak / gpu.bf16, gpu.bf16 / peak) > rule["far"] for peak in known)
 
 
-def _at_power(values: Mapping[str, float], gpu: GpuSpec) -> float:
-    """The share of peak moved from the GPUs fitted to another of their generation by the datasheet rule's exponent."""
+def _at_power(values: Mapping[str, float], gpu: GpuSpec) -> dict[str, float]:
+    """Shares of peak moved from the GPUs fitted to another of their generation by the datasheet rule's exponent."""
     rule = catalog.calibration("kernel-gemm")["rule"]
     reference = values.get("watts_per_teraflop")
     factor = (watts(gpu) / reference) ** rule["exponent"] if reference and gpu.power else 1.0
-    return float(min(values["compute"] * factor, max(values["compute"], rule["limit"])))
+    shares = {name: values[name] for name in ("compute", "forward", "backward") if name in values}
+    return {name: float(min(share * factor, max(share, rule["limit"]))) for name, share in shares.items()}
 
 
 def _from_datasheet(data: Mapping[str, Any], gpu: GpuSpec, at: tuple[Format, float], notes: tuple[str, ...]) -> Choice:

@@ -71,9 +71,10 @@ def _product_alone(chosen: Choice, gpu: GpuSpec, measured: str | None) -> Choice
     return replace(chosen, kind=replace(chosen.kind, quantized=False), values={**chosen.values, "base": base})
 
 
-def gemm_efficiency(gpu: GpuSpec, dtype: str, measured: str | None = None) -> float:
-    """Share of the datasheet's peak that large dense products sustain."""
-    return float(choose("kernel-gemm", gpu, dtype, measured).values["compute"])
+def gemm_efficiency(gpu: GpuSpec, dtype: str, measured: str | None = None, k: float | None = None) -> float:
+    """Share of the datasheet's peak that large dense products sustain, of sums of length `k` (default: endless)."""
+    values = choose("kernel-gemm", gpu, dtype, measured).values
+    return float(values["compute"] * (1.0 if k is None else k / (k + values["fill"])))
 
 
 def positive(**sizes: Any) -> tuple[Floats, ...]:

@@ -65,7 +65,8 @@ def _rows(load: str, tokens: int, top_k: int, experts: int, how: tuple[int, int,
         else:
             raise UnknownNameError("load", load, _KNOWN)
     dealt = bool(match and match[2])
-    rows = _busiest(_dealt(counts, ranks) if dealt else _fitted(counts, tokens, top_k, ranks))
+    whole = _fitted(counts, tokens, top_k, 1 if dealt else ranks)
+    rows = _busiest(_dealt(whole[:, 0], ranks) if dealt else whole)
     rows.setflags(write=False)
     return rows
 

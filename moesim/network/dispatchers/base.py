@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.network.demand import Demand, Direction, payload_bytes
-from moesim.network.portload import NETWORKS, Traffic
+from moesim.network.fidelities import NETWORKS
+from moesim.network.portload import Traffic
 from moesim.network.topology import GroupNetwork
 from moesim.provenance import Basis
 from moesim.specs.workload import WireFormat

@@ -10,7 +10,7 @@ from moesim.network.coefficients import law
 from moesim.network.demand import Demand
 from moesim.network.dispatchers.base import ExchangeTimes, Payload, PortTimes, nothing
 from moesim.network.dispatchers.trust import trust
-from moesim.network.portload import NETWORKS
+from moesim.network.fidelities import NETWORKS
 from moesim.network.topology import GroupNetwork
 
 
