@@ -63,7 +63,7 @@ def test_what_comes_when_the_reduction_is_nearly_over_is_hardly_late() -> None:
 
 
 def test_the_fuller_port_holds_the_reduction_up() -> None:
-    """A flow through an outward and an inward port is as slow as the slower one: 1 s left after the 2 s at half rate."""
+    """A flow through an outward and an inward port is as slow as the slower one; 1 s is left after 2 s at half rate."""
     ports, (sends, receives) = beside(wire(1.0, 0.25), 2.0)
     assert receives == pytest.approx([0.25, 0.25])
     assert sends == pytest.approx([1.0, 1.0])

@@ -6,6 +6,7 @@ from math import log2, sqrt
 
 import numpy as np
 import pytest
+from nccl_numbers import AMPERE, BASE, ETA, ETA_SMALL, HOP, ROOT, SWITCH
 from test_network_topology import GROUPS, NIC, RAILS_TWO_TO_ONE, TWO_TO_ONE, UP, cluster
 
 from moesim.network.collectives import (
@@ -63,13 +64,13 @@ def test_part_of_a_mesh_has_part_of_its_links() -> None:
 
 
 def test_alone_in_a_domain_by_hand() -> None:
-    alpha, wire = (4.9 + 2 * 0.77 * 7) * US, 2 * 7 / 8 * SIZE / (0.89 / (1 + 0.5 / 7) * UP * 1.2)
-    assert all_reduce(GROUPS["one-node"], SIZE, "alone") == pytest.approx(alpha + wire + 1.2 * sqrt(alpha * wire))
+    alpha, wire = (BASE + 2 * HOP * 7) * US, 2 * 7 / 8 * SIZE / (ETA / (1 + ETA_SMALL / 7) * UP * SWITCH)
+    assert all_reduce(GROUPS["one-node"], SIZE, "alone") == pytest.approx(alpha + wire + ROOT * sqrt(alpha * wire))
 
 
 def test_a_message_takes_scale_up_links_inside_a_domain() -> None:
     near, far = group(cluster(16), 2), group(cluster(16), 2, stride=8)
-    assert point_to_point(near, SIZE) == pytest.approx(15 * US + SIZE / (0.89 * UP))
+    assert point_to_point(near, SIZE) == pytest.approx(15 * US + SIZE / (ETA * UP))
     assert point_to_point(far, SIZE) == pytest.approx(42 * US + SIZE / (0.91 * NIC))
 
 
@@ -92,13 +93,13 @@ def test_in_switch_reduction_is_of_nvlink_from_hopper_on() -> None:
     hopper, ampere = (group(cluster(8, generation=name), 8) for name in ("hopper", "ampere"))
     assert all_reduce(ampere, 1e12, "alone") / all_reduce(hopper, 1e12, "alone") == pytest.approx(1.2, rel=0.01)
     assert reduce_scatter(ampere, 1e12, "alone") == pytest.approx(reduce_scatter(hopper, 1e12, "alone"), rel=0.01)
-    assert all_gather(ampere, 0.001, "alone") / all_gather(hopper, 0.001, "alone") == pytest.approx(1.7, rel=0.01)
+    assert all_gather(ampere, 0.001, "alone") / all_gather(hopper, 0.001, "alone") == pytest.approx(AMPERE, rel=0.01)
 
 
 def test_a_small_all_reduce_across_nodes_takes_the_tree_by_hand() -> None:
     """A chain in the node up and down, and two levels of 5 us up and down; 0.9 of the ring's bandwidth."""
     network, size = GROUPS["four-nodes"], 1e5
-    alpha, wire = (4.9 + 2 * 0.77 * 7 + 2 * log2(4) * 5) * US, 2 * size / (0.95 * 0.9 * 8 * NIC)
+    alpha, wire = (BASE + 2 * HOP * 7 + 2 * log2(4) * 5) * US, 2 * size / (0.95 * 0.9 * 8 * NIC)
     assert all_reduce(network, size, "alone") == pytest.approx(alpha + wire + 0.34 * sqrt(alpha * wire))
     alpha, wire = 89 * US, 2 * 31 / 32 * SIZE / (0.95 * 8 * NIC)
     assert all_reduce(network, SIZE, "alone") == pytest.approx(alpha + wire + 0.34 * sqrt(alpha * wire))
@@ -115,8 +116,8 @@ def test_a_tree_grows_with_the_logarithm_of_the_domains_and_a_ring_with_their_nu
 def test_the_custom_all_reduce_by_hand() -> None:
     """One shot for a small buffer, two for a larger one, the library's for the largest."""
     network = GROUPS["one-node"]
-    one = (3.47 + 0.082 * 7) * US + 1e4 * 7 / (0.53 * UP)
-    two = (6.04 + 0.595 * 7) * US + 4e6 * 2 * 7 / 8 / (0.55 * UP)
+    one = (3.385 + 0.082 * 7) * US + 1e4 * 7 / (0.5365 * UP)
+    two = (6.667 + 0.595 * 7) * US + 4e6 * 2 * 7 / 8 / (0.5719 * UP)
     assert custom_all_reduce(network, 1e4) == pytest.approx(one)
     assert custom_all_reduce(network, 4e6) == pytest.approx(two)
     assert custom_all_reduce(network, SIZE) == all_reduce(network, SIZE, "alone")

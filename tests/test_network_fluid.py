@@ -81,6 +81,7 @@ def test_rates_of_the_parking_lot() -> None:
     capacity = np.array([10.0, 6.0])
     assert rates(capacity, first, passed) == pytest.approx([2.0, 8.0, 2.0, 2.0, np.inf])
     some = np.array([True, True, False, False, False])
+    assert rates(capacity, first, passed, np.zeros(5, bool)) == pytest.approx(np.zeros(5))
     assert rates(capacity, first, passed, some) == pytest.approx([5.0, 5.0, 0.0, 0.0, 0.0])
 
 

@@ -31,8 +31,9 @@ Ints = NDArray[np.int64]
 Numbers = NDArray[np.int32]
 Flags = NDArray[np.bool_]
 
-# default share of the flows under way that ends in a round; total within 0.1 % of the exact one (see the tests)
-RESOLUTION = 0.25
+# default share of the flows under way that ends in a round: all-to-alls of 40-128 ranks end within 0.2 % of the exact
+# total, and a rank's last flow within 2.5 % of it (the tests hold both)
+RESOLUTION = 0.3
 # flows of which fewer end one by one: of a whole set, and of what is left of a larger one
 EXACT_FLOWS, EXACT_REST = 4096, 128
 # how long a round lasts is judged by so many flows
@@ -69,6 +70,8 @@ def rates(capacity: Floats, first: Ints, links: Numbers, active: Flags | None = 
     somewhere = np.diff(first) > 0
     found = np.where(wanted & ~somewhere, np.inf, 0.0)
     chosen = np.flatnonzero(wanted & somewhere)
+    if not chosen.size:
+        return found
     net = _net(capacity, first, links, chosen)
     _check(capacity, net.links)
     found[chosen] = kernels().fill(net, _live(net, np.zeros(chosen.size)), np.full(chosen.size, np.inf), 1.0)[0]
@@ -142,14 +145,16 @@ class Fluid:
             raise UserError("begin: seconds of a flow are finite")
         _check(self.capacity, links)
         place = slice(self.end.size, self.end.size + size.size)
-        begins = np.full(size.size, self.now) if begin is None else np.maximum(begin, self.now)
+        begins = np.broadcast_to(self.now, size.size) if begin is None else np.maximum(begin, self.now)
         nothing = (size == 0) | (np.diff(first) == 0)
         waiting = np.concatenate([self._waiting, np.flatnonzero(~nothing) + place.start])
         self.end = _joined(self.end, np.where(nothing, begins, np.nan))
         self._first = _joined(self._first, first[1:] + self._first[-1]) if place.start else first
         self._links, self._left = _joined(self._links, links), np.concatenate([self._left, size])
         self._begin = _joined(self._begin, begins)
-        self._waiting = waiting[np.argsort(self._begin[waiting], kind="stable")]
+        if begin is not None or self._waiting.size:
+            waiting = waiting[np.argsort(self._begin[waiting], kind="stable")]
+        self._waiting = waiting
         self._most = self.living
         self._batch = max(1, int(0.5 * self.resolution * self._waiting.size))
         return place
@@ -165,6 +170,7 @@ class Fluid:
             else:
                 self._round(cut)
             self._let_go()
+        self._keep()
         if until < np.inf:
             self.now = max(self.now, until)
 
@@ -183,8 +189,8 @@ class Fluid:
         """Lets those begin whose time has come; returns when the next do."""
         due = int(np.searchsorted(self._begin[self._waiting], self.now, side="right"))
         if due:
-            self._set_off(np.sort(np.concatenate([self._keep(), self._waiting[:due]])))
-            self._waiting = self._waiting[due:]
+            self._set_off(np.sort(np.concatenate([self._keep(), self._waiting[:due]]), kind="stable"))
+            self._waiting = self._waiting[due:].copy()
         if not self._waiting.size:
             return np.inf
         gather = self._under_way > 0 and not self._one_by_one
@@ -229,8 +235,10 @@ class Fluid:
         if not self._seconds:
             unlimited = np.full(self._live.left.size, np.inf)
             self._sent, self._seconds = kernels().fill(self._net, self._live, unlimited, 1.0)[0], 1.0
-        some = np.flatnonzero(~self._live.ended)
-        some = some[:: max(1, some.size // SAMPLE)]
+        some = np.arange(0, self._sent.size, max(1, self._under_way // SAMPLE))
+        some = some[~self._live.ended[some]]
+        if not some.size:
+            some = np.flatnonzero(~self._live.ended)
         step = np.quantile(self._live.left[some] * self._seconds / self._sent[some], self.resolution)
         return max(float(step), LEAST_STEP * self.now)
 
@@ -253,7 +261,7 @@ def _joined(before: NDArray[Any], after: NDArray[Any]) -> NDArray[Any]:
 
 def _check(capacity: Floats, links: Numbers) -> None:
     """Refuses links over which no flow would end."""
-    passed = np.bincount(links, minlength=capacity.size) > 0
-    dead = np.flatnonzero(passed & ~((capacity > 0) & np.isfinite(capacity)))
+    dead = np.flatnonzero(~((capacity > 0) & np.isfinite(capacity)))
+    dead = dead[np.isin(dead, links)] if dead.size else dead
     if dead.size:
         raise InfeasibleError(f"flows pass link {dead[0]}, whose capacity is {capacity[dead[0]]:g} bytes/s")

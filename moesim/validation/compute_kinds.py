@@ -24,7 +24,8 @@ from moesim.validation.words import format_name
 def gemm(op: GemmOp, settings: Settings) -> dict[str, Prediction]:
     """`time` of a dense GEMM, and the rate it amounts to."""
     gpu = gpu_of(op.gpu)
-    time = _timed(gemm_time(gpu, op.m, op.n, op.k, format_name(op.dtype), settings.calibration, op.kernel))
+    sizes = (op.m, op.n, op.k, format_name(op.dtype))
+    time = _timed(gemm_time(gpu, *sizes, settings.calibration, op.kernel, quantize=op.quantize))
     return {"time": time, "flops_per_second": rate(2.0 * op.m * op.n * op.k, time)}
 
 

@@ -135,13 +135,14 @@ class ExchangeOp(GroupOp):
 
 
 class GemmOp(GpuOp):
-    """x [m, k] times w [k, n]."""
+    """x [m, k] times w [k, n]. `quantize`: whether the time holds bringing x to the format."""
 
     m: Count
     n: Count
     k: Count
     dtype: Name = "bf16"
     kernel: str | None = None
+    quantize: bool = True
 
 
 class ExpertOp(GpuOp):
