@@ -37,7 +37,8 @@ class GroupNetwork:
     the worst of the datasheet numbers. `calibration` is the path of the cluster's own measured calibration; `laws` go
     before it (a fit tries its coefficients there). `degraded` links are stated for the cluster's GPUs: GPU g is rank
     `g // stride mod R` here, as if this group were the one that holds them all. Bandwidths are of healthy links; on
-    hand-written links `nic_bandwidth` is the most that any member's links carry together. `memo` holds what other
+    hand-written links `nic_bandwidth` is the most that any member's links carry together. `multiprocessors` are a GPU's
+    SMs. `memo` holds what other
     modules worked out once about this group.
     """
 
@@ -54,6 +55,7 @@ class GroupNetwork:
     oversubscription: float
     torus: Torus | None
     basis: Basis
+    multiprocessors: int | None = None
     calibration: str | None = None
     laws: Mapping[str, Law] = field(default_factory=dict)
     degraded: tuple[DegradedSpec, ...] = ()

@@ -49,6 +49,7 @@ def group(cluster: ClusterSpec, ranks: int, stride: int = 1) -> GroupNetwork:
         oversubscription=cluster.oversubscription or fabric.oversubscription,
         torus=_torus(cluster, inside) if kind == "torus" and inside > 1 else None,
         basis=_basis(cluster, ranks > inside, inside > 1),
+        multiprocessors=gpu.multiprocessors,
         calibration=cluster.calibration,
         degraded=cluster.degraded,
         cluster_gpus=cluster.gpus,

@@ -54,7 +54,7 @@ class DeepEpLowLatency(LawDispatcher):
         laws, traffic = group.law(self.name), direct_traffic(demand, group, distinct=False)
         experts = payload.experts or int(laws.assumed("experts"))
         # The kernel takes what SMs there are: the library has no setting for it.
-        senders = _senders(experts, int(laws.assumed("multiprocessors")))
+        senders = _senders(experts, group.multiprocessors or int(laws.assumed("multiprocessors")))
         far = 1 - 1 / group.domains
         kernels: dict[Direction, Kernel] = {}
         for way in DIRECTIONS:

@@ -1,0 +1,117 @@
+"""The verbs measure, calibrate and validate as a user meets them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from test_cli import refused, run
+
+import moesim
+from moesim.costs.compute import gemm_efficiency
+from moesim.costs.kernels import gemm_time
+
+SCENARIO = {
+    "model": "olmoe-1b-7b",
+    "cluster": {"gpu": "h100-sxm", "gpus": 8},
+    "parallelism": {"expert": 8},
+    "workload": {"global_batch": 64},
+}
+
+
+def slower_products(path: Path, factor: float) -> None:
+    """Dense products of an H100 that take `factor` times what the catalog says."""
+    gpu = moesim.load(SCENARIO).cluster.gpu
+    sizes = [(m, n, k) for m in (64, 1024, 8192) for n in (1024, 4096, 16384) for k in (1024, 4096, 16384)]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["kind", "gpu", "software", "source", "time", "m", "n", "k", "dtype"])
+        for m, n, k in sizes:
+            seconds = factor * float(gemm_time(gpu, m, n, k, "bf16").seconds)
+            table.writerow(["gemm", "h100-sxm", "made up 1.0", "a test", seconds, m, n, k, "bf16"])
+
+
+@pytest.fixture(scope="module")
+def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("calibrated")
+    slower_products(folder / "products.csv", 1.3)
+    told = run("calibrate", folder / "products.csv", "--out", folder / "own.yaml", "--json")
+    assert told.returncode == 0, told.stderr
+    entry = json.loads(told.stdout)["entries"]["kernel-gemm"]
+    assert entry["residual"]["p90"] < 0.1
+    return folder / "own.yaml"
+
+
+def test_a_calibration_of_slower_products_makes_steps_longer(calibration: Path, tmp_path: Path) -> None:
+    plain = moesim.load(SCENARIO)
+    own = moesim.load({**SCENARIO, "cluster": {**SCENARIO["cluster"], "calibration": str(calibration)}})
+    shares = [gemm_efficiency(s.cluster.gpu, "bf16", s.cluster.calibration) for s in (plain, own)]
+    assert shares[1] == pytest.approx(shares[0] / 1.3, rel=0.1)
+    steps = [moesim.estimate(scenario).summary["step_time"].value for scenario in (plain, own)]
+    assert 1.02 * steps[0] < steps[1] < 1.3 * steps[0]
+    # A path is relative to the scenario's folder, and shown.
+    (tmp_path / "own.yaml").write_bytes(calibration.read_bytes())
+    document = {**SCENARIO, "cluster": {**SCENARIO["cluster"], "calibration": "own.yaml"}}
+    (tmp_path / "scenario.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
+    shown = run("show", tmp_path / "scenario.yaml")
+    assert str(tmp_path / "own.yaml") in shown.stdout
+
+
+def test_validate_hears_of_the_calibration(calibration: Path, tmp_path: Path) -> None:
+    case = {"id": "one", "kind": "gemm", "op": {"gpu": "h100-sxm", "m": 8192, "n": 4096, "k": 4096, "dtype": "bf16"}}
+    path = tmp_path / "cases.yaml"
+    path.write_text(yaml.safe_dump([{**case, "measured": {"time": 1e-3}}]), encoding="utf-8")
+    found = [run("validate", path, "--json", *more) for more in ((), ("--calibration", calibration))]
+    times = [json.loads(told.stdout)["cases"][0]["predicted"] for told in found]
+    assert times[1] == pytest.approx(1.3 * times[0], rel=0.1)
+
+
+def test_a_broken_tolerance_is_exit_code_1(tmp_path: Path) -> None:
+    op = {"gpu": "h100-sxm", "ranks": 8, "ranks_per_domain": 8, "bytes": 16777216, "library": "nccl"}
+    case = {"id": "nccl", "kind": "all_to_all", "op": op, "tolerance": 0.3}
+    for seconds, code in ((75.7e-6, 0), (75.7e-5, 1)):
+        path = tmp_path / f"{code}.yaml"
+        path.write_text(yaml.safe_dump([{**case, "measured": {"time": seconds}}]), encoding="utf-8")
+        told = run("validate", path)
+        assert told.returncode == code, told.stderr
+        assert ("stated tolerance 30 %" in told.stderr) == bool(code)
+        assert "Errors by kind" in told.stdout
+
+
+def test_the_shipped_facts_hold() -> None:
+    told = run("validate", "--json")
+    assert told.returncode == 0, told.stderr
+    answer = json.loads(told.stdout)
+    assert len(answer["cases"]) >= 500
+    assert {"n", "median_ape", "mean_ape", "p90_ape", "bias", "rank_correlation"} <= set(answer["by_kind"]["gemm"])
+    assert answer["broken"] == []
+
+
+def test_mistakes_get_one_clear_message(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "words.yaml").write_text("question: nothing measured\n", encoding="utf-8")
+    (tmp_path / "table.csv").write_text("kind,gpu,time\ngemm,h100-sxm,-1\n", encoding="utf-8")
+    refused(run("calibrate", tmp_path / "none.csv"), 2, "none.csv")
+    refused(run("calibrate", tmp_path / "empty"), 2, "empty")
+    refused(run("calibrate", tmp_path / "table.csv"), 2, "table.csv")
+    refused(run("validate", tmp_path / "none.yaml"), 2, "none.yaml")
+    refused(run("validate", tmp_path / "words.yaml"), 2, "words.yaml")
+    refused(run("validate", "--calibration", tmp_path / "words.yaml"), 2, "question", "not a calibration")
+    refused(run("measure", "gpu", tmp_path / "x.csv", "--preset", "smal"), 2, "smal", "small")
+    refused(run("measure", "gpu", tmp_path / "x.csv", "--device", "cuda:9"), 2, "CUDA")
+    refused(run("measure", "collectives", tmp_path / "x.csv"), 2, "torchrun")
+
+
+def test_measured_kernels_calibrate(tmp_path: Path) -> None:
+    """The processor stands in for a GPU: its rows are read, but the catalog has no such GPU."""
+    out = tmp_path / "cpu.csv"
+    told = run("measure", "gpu", out, "--preset", "small", "--kinds", "gemm", "--seconds", "5", "--json")
+    assert told.returncode == 0, told.stderr
+    assert json.loads(told.stdout)["rows"] >= 1
+    with out.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert all(float(row["time"]) > 0 for row in rows)
+    refused(run("calibrate", out, "--out", tmp_path / "cpu.yaml"), 2, "gpu")
