@@ -24,7 +24,8 @@ def _table(symbols: dict[str, float], prefixes: dict[str, float]) -> dict[str, f
 
 
 _SI = {"": 1.0}  # text that is a plain number: YAML reads 80e9 as text
-_TIME = {**_table({"s": 1.0}, {"": 1.0, **_SMALL}), "min": 60.0, "h": 3600.0, "d": 86400.0, "days": 86400.0}
+_DAY = 86400.0
+_TIME = {**_table({"s": 1.0}, {"": 1.0, **_SMALL}), "min": 60.0, "h": 3600.0, "d": _DAY, "day": _DAY, "days": _DAY}
 _BYTES = _table({"B": 1.0, "b": 0.125, "bit": 0.125}, {**_DECIMAL, **_BINARY})
 _WORK = _table({"FLOP": 1.0, "FLOPs": 1.0}, _DECIMAL)
 UNITS: dict[str, dict[str, float]] = {
@@ -134,6 +135,7 @@ def _quantity(dimension: str, low: float, high: float) -> Any:
 Bytes = _quantity("B", 1e6, 1e18)
 BytesPerSecond = _quantity("B/s", 1e5, 1e16)
 Seconds = _quantity("s", 0.0, 1e9)
+Lifetime = _quantity("s", 1.0, 1e13)
 FlopPerSecond = _quantity("FLOP/s", 1e9, 1e21)
 Watts = _quantity("W", 1e-2, 1e7)
 Tokens = _quantity("token", 0.0, 1e18)

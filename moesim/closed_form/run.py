@@ -9,12 +9,15 @@ not drawn. At balanced routing without jitter both roads agree within 2 %.
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 
 from moesim.closed_form.expected import expected_work
 from moesim.closed_form.pipeline import Schedule, critical_path, kinds
+from moesim.closed_form.reliability import expected_run
 from moesim.closed_form.slots import Leg, Reach, SlotTime, evaluate
 from moesim.network.dispatchers import PortTimes
 from moesim.results.assemble import assemble
+from moesim.results.reliability import run_plan
 from moesim.results.result import Result
 from moesim.results.summary import Observed
 from moesim.step.data_parallel import exposed
@@ -29,7 +32,10 @@ def estimate_model(model: StepModel) -> Result:
     routed = expected_work(model)
     observed = observe(model, routed)
     if routed is not None:
-        observed = Observed(observed.seconds, observed.busy, observed.waited, even_step_seconds(model))
+        observed = replace(observed, even_seconds=even_step_seconds(model))
+    plan = run_plan(model.scenario, observed.seconds[0])
+    if plan is not None:
+        observed = replace(observed, run=expected_run(plan))
     return assemble(model, routed, observed, "estimate")
 
 

@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from moesim.engine.conservation import check_routing
+from moesim.engine.reliability import simulate_runs
 from moesim.engine.simulation import Columns, SimulatedStep, simulate_step
 from moesim.randomness import Streams
 from moesim.results.assemble import assemble
+from moesim.results.reliability import run_plan
 from moesim.results.result import Result
 from moesim.results.summary import Observed
 from moesim.step.draws import routing_sampler
@@ -48,7 +50,12 @@ def simulate_model(model: StepModel, progress: Progress | None = None, even_seco
 
         steps.append(simulate_step(model, routed, step, streams, report))
     tell("simulating", 1.0)
-    return assemble(model, routed, observe(model, steps, even_seconds), "simulate", _join(steps))
+    observed = observe(model, steps, even_seconds)
+    plan = run_plan(scenario, float(np.mean(observed.seconds)))
+    if plan is not None:
+        run = simulate_runs(plan, np.asarray(observed.seconds), streams, lambda done: tell("training run", done))
+        observed = replace(observed, run=run)
+    return assemble(model, routed, observed, "simulate", _join(steps))
 
 
 def draw_routing(model: StepModel, tell: Progress) -> RoutedWork | None:

@@ -6,7 +6,7 @@ L MoE layers, S routing samples, R ranks of the expert-parallel group, E experts
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -18,6 +18,8 @@ from moesim.costs.memory import verdict
 from moesim.errors import InternalError
 from moesim.network.coefficients import law
 from moesim.provenance import Basis, Quantity, worst
+from moesim.results import reliability
+from moesim.results.reliability import RunTime
 from moesim.scenario.scenario import Scenario
 from moesim.specs import parameters
 from moesim.step.draws import load_moments
@@ -54,13 +56,15 @@ class Observed:
 
     `seconds`: length of each step; `busy`: seconds that the compute or communication stream works by kind of
     operation; `waited`: seconds that the compute stream waits by reason ("dispatch", "combine", "bubble",
-    "tensor-parallel", "data-parallel", "optimizer"); `even_seconds`: length of the step at perfectly balanced routing.
+    "tensor-parallel", "data-parallel", "optimizer"); `even_seconds`: length of the step at perfectly balanced routing;
+    `run`: the whole run where the scenario states failures.
     """
 
     seconds: tuple[float, ...]
     busy: Mapping[str, float]
     waited: Mapping[str, float]
     even_seconds: float | None = None
+    run: RunTime | None = None
 
 
 class Summary:
@@ -82,6 +86,7 @@ class Summary:
             **self._routing(),
             **self._memory(),
             **self._size(),
+            **self._reliability(),
             **self._money(),
         }
 
@@ -360,21 +365,30 @@ class Summary:
             "flops_per_token": Quantity.exact(flops, "FLOP", "forward and backward, causal attention counted half"),
         }
 
+    def _reliability(self) -> dict[str, Quantity]:
+        run = self.observed.run
+        return {} if run is None else reliability.metrics(run, self.scenario)
+
     def _money(self) -> dict[str, Quantity]:
-        scenario = self.scenario
+        scenario, run = self.scenario, self.observed.run
         total = scenario.workload.total_tokens
         if total is None:
             return {}
-        steps, gpus, prices = total / scenario.tokens_per_step, scenario.cluster.gpus, scenario.prices
-        time = self.step.scaled(steps, "s", f"{steps:,.0f} steps without failures")
-        hours = self.step.scaled(money.gpu_hours(gpus, steps), "GPU-h", f"{total:.3g} tokens")
+        steps, prices, gpus = total / scenario.tokens_per_step, scenario.prices, scenario.cluster.gpus
+        if run is None:
+            time = self.step.scaled(steps, "s", f"{steps:,.0f} steps without failures")
+        else:
+            time = reliability.training_time(run, self.step)
+        held = reliability.held_gpus(scenario)
+        spare = f"; {held - gpus:,} GPUs standing by included" if held > gpus else ""
+        hours = time.scaled(money.gpu_hours(held, 1.0), "GPU-h", f"{total:.3g} tokens{spare}")
         found = {"training_time": time, "gpu_hours": hours}
         watts = scenario.cluster.gpu.power
         joules = money.energy_joules(gpus, time.value, watts) if watts else None
         if joules is not None:
-            note = "GPUs at their power rating, without hosts and cooling"
-            found["energy"] = Quantity.within(joules, "J", self._step_band, "assumed", note)
+            note = "GPUs at their power rating, without hosts and cooling" + ("; without spares" if spare else "")
+            found["energy"] = replace(time.scaled(joules / time.value, "J", note), basis="assumed")
         cost = money.dollars(hours.value, prices.gpu_hour, joules, prices.electricity)
         if cost is not None:
-            found["cost"] = Quantity.within(cost, "$", self._step_band, hours.basis, "by the scenario's prices")
+            found["cost"] = time.scaled(cost / time.value, "$", "by the scenario's prices")
         return found

@@ -32,7 +32,6 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "tokens_per_second_per_gpu",
         "model_flops_per_second_per_gpu",
         "model_flops_utilization",
-        "goodput_fraction",
     ),
     "communication": (
         "communication_time",
@@ -58,6 +57,17 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "memory": ("memory_per_gpu", "fits_in_memory"),
     "model": ("total_parameters", "active_parameters", "flops_per_token"),
+    "reliability": (
+        "goodput_fraction",
+        "time_between_failures",
+        "failures",
+        "checkpoint_interval",
+        "useful_time",
+        "checkpoint_time",
+        "lost_time",
+        "restart_time",
+        "spare_wait_time",
+    ),
     "money": ("training_time", "gpu_hours", "cost", "energy"),
 }
 OTHER = "other"

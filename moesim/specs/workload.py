@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from moesim.specs.base import Spec
-from moesim.units import BytesPerSecond, DollarsPerHour, DollarsPerKilowattHour, Tokens
+from moesim.units import BytesPerSecond, DollarsPerHour, DollarsPerKilowattHour, Lifetime, Seconds, Tokens
 
 Count = Annotated[int, Field(ge=1, le=1 << 32, strict=True)]
 ComputeFormat = Literal["bf16", "fp16", "fp8", "fp8-block", "mxfp8", "nvfp4"]
@@ -88,6 +88,40 @@ class Straggler(Spec):
     slowdown: float = Field(ge=1.0, le=100.0)
 
 
+class CheckpointSpec(Spec):
+    """How a run saves its state. `interval`: training time between two checkpoints, taken at the end of a step; `auto`
+    is Daly's optimum. `write`: seconds that training stands still for one; `load`: seconds to read one back."""
+
+    interval: Seconds | Literal["auto"] = "auto"
+    write: Seconds = 60.0
+    load: Seconds = 120.0
+
+
+class SparesSpec(Spec):
+    """Hosts that stand by for failed ones. A failure takes its host out for `repair` on average; while none stands by,
+    training waits. `gpus_per_host` is the cluster's domain unless stated."""
+
+    hosts: int = Field(strict=True, ge=0, le=100_000)
+    repair: Seconds
+    gpus_per_host: Annotated[int, Field(strict=True, ge=1, le=1024)] | None = None
+
+
+class FailuresSpec(Spec):
+    """What interrupts a training run, and what it does about it.
+
+    `mean_time_between_failures`: of one GPU with its share of host, links and software; any failure stops the run.
+    `restart`: seconds from a failure until the checkpoint is read: detecting it, replacing the host, launching the job.
+    Without `spares` a replacement is always at hand. `horizon`: training time looked at where `workload.total_tokens`
+    is absent.
+    """
+
+    mean_time_between_failures: Lifetime
+    restart: Seconds = 600.0
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    spares: SparesSpec | None = None
+    horizon: Seconds = 30 * 86400.0
+
+
 class SimulationSpec(Spec):
     """How the simulation is run: its seed, detail and disturbances.
 
@@ -104,4 +138,4 @@ class SimulationSpec(Spec):
     network: Literal["port-load", "max-min", "ideal"] = "port-load"
     jitter: float = Field(default=0.0, ge=0.0, le=1.0)
     stragglers: tuple[Straggler, ...] | None = None
-    failures: None = None
+    failures: FailuresSpec | None = None
