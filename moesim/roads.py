@@ -55,8 +55,7 @@ def compare_dispatchers(scenario: Scenario) -> list[DispatcherRow]:
     network = group(scenario.cluster, layout.expert, stride=layout.expert_tensor)
     found = []
     for name, law in DISPATCHERS.items():
-        stated = scenario.dispatcher.multiprocessors
-        multiprocessors = law.default_multiprocessors if stated is None else stated
+        multiprocessors = law.multiprocessors(scenario.dispatcher.multiprocessors)
         spec = scenario.dispatcher.model_copy(update={"kind": name})
         refusal = law.runs_on(network)
         result = None if refusal else estimate_model(_closed_form(scenario.model_copy(update={"dispatcher": spec})))

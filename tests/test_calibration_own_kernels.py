@@ -13,6 +13,7 @@ from moesim import catalog
 from moesim.calibration import calibrate
 from moesim.costs.kernels import attention_time, launch_time, memory_bound_time
 from moesim.costs.kernels.choice import choose
+from moesim.errors import UserError
 
 GPU = catalog.load("gpus", "h200-sxm")
 COMMON: dict[str, Any] = {"gpu": "h200-sxm", "software": "torch 2.9", "source": "made", "repeats": 9, "spread": 0.01}
@@ -76,3 +77,18 @@ def test_a_pass_that_no_law_takes_is_told(tmp_path: Path) -> None:
     found = calibrate(saved(rows, tmp_path / "own.csv"))
     assert found.left_out == {"kernel-passes h200-sxm bf16 juggle": "3 rows of a pass that no law takes"}
     assert list(found.entries) == ["kernel-passes"]
+
+
+@pytest.mark.parametrize(("kind", "words"), [("launch", {}), ("memory_bound", {"what": "copy", "elements": 10**8})])
+def test_milliseconds_for_seconds_are_refused(tmp_path: Path, kind: str, words: dict[str, Any]) -> None:
+    rows = [{**COMMON, "kind": kind, "dtype": "bf16", **words, "time": 0.3 * (1 + n / 10)} for n in range(4)]
+    with pytest.raises(UserError, match="check their unit"):
+        calibrate(saved(rows, tmp_path / "own.csv"), tmp_path / "own.yaml")
+
+
+def test_what_the_rows_do_not_tell_is_noted(tmp_path: Path) -> None:
+    """Small copies alone tell the start of a kernel, not the bandwidth."""
+    rows = [{**COMMON, "kind": "memory_bound", "what": "copy", "elements": 10 + n, "dtype": "bf16", "time": 9e-6}
+            for n in range(6)]  # fmt: skip
+    found = calibrate(saved(rows, tmp_path / "own.csv"), tmp_path / "own.yaml")
+    assert any("kernel-passes" in note and "as shipped" in note and "memory" in note for note in found.notes)

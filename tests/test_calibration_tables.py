@@ -262,7 +262,7 @@ def test_bytes_that_are_no_table_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_small_file_cannot_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moesim.calibration.files.MAX_TEXT", 1 << 16)
+    monkeypatch.setattr("moesim.measurement.files.MAX_TEXT", 1 << 16)
     (tmp_path / "bomb.csv.gz").write_bytes(gzip.compress(b"kind,gpu,time\n" + b"0" * (1 << 21)))
     with pytest.raises(UserError, match="unpacks to more"):
         read([tmp_path / "bomb.csv.gz"])

@@ -30,7 +30,7 @@ def step(network: str, **changes: object) -> float:
 
 def beside(asked: Wire, reduction: float, after: float = 0.0) -> tuple[SharedPorts, tuple[np.ndarray, np.ndarray]]:
     env = simpy.Environment()
-    ports = SharedPorts(env, len(asked.send), reduction)
+    ports = SharedPorts(env, np.full(len(asked.send), reduction))
     found: list[tuple[np.ndarray, np.ndarray]] = []
 
     def exchange() -> object:
@@ -99,3 +99,29 @@ def test_the_estimate_takes_the_busiest_port_whatever_the_simulation_does() -> N
     documents = ({**ACROSS_NODES, "simulation": {"network": name}} for name in ("port-load", "max-min"))
     plain, flows = (moesim.estimate(moesim.load(item), even_if_infeasible=True) for item in documents)
     assert flows.summary["step_time"].value == plain.summary["step_time"].value
+
+
+def test_only_the_end_of_an_exchange_depends_on_others_flows() -> None:
+    """A rank's own dispatch is what its ports carry, however long it waits for links that others use."""
+    document = {**ACROSS_NODES, "overlap": {"data_parallel": False}, "routing": {"load": {"zipf": 0.6}}}
+    found = []
+    for network in ("port-load", "max-min"):
+        settings = {"microbatch_samples": 1, "network": network}
+        scenario = moesim.load({**document, "simulation": settings})
+        found.append(moesim.simulate(scenario, even_if_infeasible=True))
+    plain, flows = (result.summary["combine_time"].value for result in found)
+    assert flows == pytest.approx(plain, rel=1e-9)
+    assert any("max-min" in note for note in found[1].notes)
+    assert not any("max-min" in note for note in found[0].notes)
+
+
+def test_contention_grows_with_what_the_shared_links_carry() -> None:
+    """One interface for four GPUs, or one at a quarter of its rate: both collectives take it four times as long."""
+
+    def late(**changes: object) -> float:
+        cluster = {**ACROSS_NODES["cluster"], **changes}  # type: ignore[dict-item]
+        return step("max-min", cluster=cluster) - step("port-load", cluster=cluster)
+
+    healthy = late()
+    assert late(nics_per_domain=1) > 2.5 * healthy
+    assert late(degraded=[{"link": "nic", "gpu": 0, "share": 0.25}]) > 1.5 * healthy

@@ -11,6 +11,7 @@ import yaml
 from test_cli import refused, run
 
 import moesim
+from moesim import catalog
 from moesim.costs.compute import gemm_efficiency
 from moesim.costs.kernels import gemm_time
 
@@ -115,3 +116,45 @@ def test_measured_kernels_calibrate(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert all(float(row["time"]) > 0 for row in rows)
     refused(run("calibrate", out, "--out", tmp_path / "cpu.yaml"), 2, "gpu")
+
+
+def own_file(path: Path, entries: dict[str, object]) -> dict[str, object]:
+    path.write_text(yaml.safe_dump(entries), encoding="utf-8")
+    return {**SCENARIO, "cluster": {**SCENARIO["cluster"], "calibration": str(path)}}
+
+
+def scaled_coefficients(entry: str, dtype: str, **factors: float) -> dict[str, object]:
+    """The shipped Hopper set of a kernel law as that of this GPU, some of its numbers times a factor."""
+    shipped = catalog.calibration(entry)["coefficients"]["hopper"][dtype]
+    return {
+        "coefficients": {"h100-sxm": {dtype: {**shipped, **{key: shipped[key] * by for key, by in factors.items()}}}}
+    }
+
+
+@pytest.mark.parametrize(
+    ("metric", "entries"),
+    [
+        ("expert_compute_time", {"kernel-experts": ("bf16", {"compute": 0.5, "memory": 0.5, "row": 4.0})}),
+        ("attention_time", {"kernel-attention": ("bf16", {"forward": 0.25})}),
+        ("expert_compute_time", {"kernel-gemm": ("bf16", {"compute": 0.5})}),
+    ],
+)
+def test_every_kernel_law_that_was_measured_moves_the_step(
+    tmp_path: Path, metric: str, entries: dict[str, tuple[str, dict[str, float]]]
+) -> None:
+    file = {}
+    for entry, (dtype, factors) in entries.items():
+        file[entry] = scaled_coefficients(entry, dtype, **factors)
+    plain = moesim.estimate(moesim.load(SCENARIO)).summary
+    slower = moesim.estimate(moesim.load(own_file(tmp_path / "own.yaml", file)))
+    assert slower.summary[metric].value > 1.1 * plain[metric].value
+    assert slower.summary["step_time"].value > plain["step_time"].value
+    assert any("own.yaml" in note for note in slower.notes)
+
+
+def test_rings_that_were_measured_move_the_steps_collectives(tmp_path: Path) -> None:
+    document = own_file(tmp_path / "own.yaml", {"network-nccl-domain": {"eta": 0.43}})
+    layout = {"parallelism": {"expert": 8, "tensor": 2}}
+    plain, slower = (moesim.estimate(moesim.load({**found, **layout})).summary for found in (SCENARIO, document))
+    for metric in ("tensor_parallel_time", "data_parallel_time"):
+        assert slower[metric].value > 1.3 * plain[metric].value, metric

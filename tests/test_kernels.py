@@ -220,7 +220,7 @@ def test_kernel_families_are_read_from_kernel_names() -> None:
     def seconds(kernel: str | None) -> Any:
         return experts_time(B200, [64.0] * 8, 2048, 768, "bf16", 512, kernel=kernel, presented_rows=4096)
 
-    assert seconds("sglang_fused_moe_triton") == seconds("triton") != seconds(None)
+    assert seconds("sglang_fused_moe_triton").seconds == seconds("triton").seconds != seconds(None).seconds
     assert seconds("moe_torch_flow_cutlass") == seconds("grouped") == seconds(None)
     strange = seconds("handmade")
     assert strange.seconds == seconds(None).seconds
@@ -337,3 +337,48 @@ def test_wgrad_of_fp8_is_slower_and_bf16_is_not() -> None:
         grouped_gemm_time(H100, rows, 4096, 7168, "bf16", product).seconds for product in ("forward", "wgrad")
     )
     assert 0.95 < wgrad / forward < 1.3
+
+
+def test_a_release_that_nobody_fitted_is_told() -> None:
+    def found(**how: Any) -> Any:
+        return experts_time(H100, [64.0] * 8, 2048, 768, "bf16", 512, **how)
+
+    own = found(release="TensorRT-LLM 1.3.0rc20")
+    assert own == found() == found(release="1.3.0rc20") == found(kernel="moe_torch_flow_cutlass")
+    older = found(release="trtllm 1.3.0rc10")
+    factor = catalog.calibration("kernel-experts")["coefficients"]["hopper"]["bf16"]["releases"]["trtllm 1.3.0rc10"]
+    assert older.seconds == pytest.approx(factor * own.seconds)
+    assert (older.basis, older.band > own.band) == ("fitted", True)
+    other = found(release="vllm 0.24.0")
+    assert other.seconds == own.seconds
+    assert (other.basis, other.band) == ("assumed", catalog.calibration("kernel-experts")["residual_releases"]["range"])
+    assert other.notes == ("release vllm 0.24.0 has no calibration: trtllm 1.3.0rc20 answered",)
+    assert found(kernel="vllm_flashinfer_cutlass").basis == found(kernel="deepepmoe").basis == "assumed"
+    assert gemm_time(H100, 64, 64, 64, "bf16", kernel="handmade").basis == "assumed"
+
+
+def test_the_fullest_expert_is_waited_for() -> None:
+    rows = 4096.0
+    for gpu, dtype in ((H100, "bf16"), (B200, "fp8-block")):
+        level = experts_time(gpu, [rows] * 8, 2048, 768, dtype, 16384).seconds
+        steep = experts_time(gpu, [4.5 * rows, *[0.5 * rows] * 7], 2048, 768, dtype, 16384).seconds
+        fullest = catalog.calibration("kernel-experts")["coefficients"][gpu.generation][dtype]["fullest"]
+        assert steep - level >= 3.5 * rows * fullest
+
+
+def test_experts_that_do_not_divide_leave_places_idle() -> None:
+    rows = expert_rows("balanced", 600, 8, 256, 6)
+    assert rows.shape == (1, 43)
+    assert rows.sum() == pytest.approx(43 * 600 * 8 / 256, rel=0.02)
+    for load in ("uniform", "power_law_1.2", "power_law_1.01_eplb"):
+        found = expert_rows(load, 600, 8, 256, 6)
+        assert found.shape[-1] == 43
+        assert np.all(found.sum(axis=-1) >= 800 - 1e-6)
+
+
+@pytest.mark.parametrize(("spelled", "like"), [("fp8_static", "fp8"), ("w4a16_mxfp4", "w4a16"), ("w4afp8", "fp8")])
+def test_formats_near_a_known_one_answer_with_a_note(spelled: str, like: str) -> None:
+    found = gemm_time(H100, 4096, 4096, 4096, spelled)
+    assert found.seconds == pytest.approx(gemm_time(H100, 4096, 4096, 4096, like).seconds, rel=0.15)
+    assert found.basis == "assumed"
+    assert found.notes

@@ -11,7 +11,8 @@ import pytest
 from kernels_fixture import CASE, SHARED, dense, experts, grouped_rows, needs_shared
 
 from moesim import catalog
-from moesim.calibration.compute_fit import errors, mistuned, summary
+from moesim.calibration.compute_fit import errors, reach, summary
+from moesim.calibration.compute_rows import mistuned
 from moesim.costs.kernels import attention_time, gemm_time, grouped_gemm_time
 from moesim.costs.kernels.choice import choose, datasheet_compute
 from moesim.costs.kernels.formats import number_format
@@ -110,20 +111,58 @@ def skewed_over_balanced(rows: pd.DataFrame, error: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame({"measured": measured, "predicted": measured + wrong}).reset_index()
 
 
+SKEWED = {
+    ("h100-sxm", "bf16"): ((0.075, 0.21), (0.105, 0.25)),
+    ("h100-sxm", "fp8"): ((0.05, 0.16), (0.085, 0.21)),
+    ("h100-sxm", "fp8-block"): ((0.06, 0.155), (0.09, 0.18)),
+    ("b200-sxm", "bf16"): ((0.065, 0.175), (0.085, 0.17)),
+    ("b200-sxm", "fp8"): ((0.045, 0.115), (0.065, 0.15)),
+    ("b200-sxm", "fp8-block"): ((0.055, 0.145), (0.11, 0.22)),
+    ("b200-sxm", "nvfp4"): ((0.05, 0.23), (0.075, 0.21)),
+}
+"""Median and 90th percentile of the error of time(power law) / time(balanced): all pairs; EP >= 8 and T >= 1024."""
+
+
 def test_a_skewed_load_costs_what_it_costs() -> None:
-    cells, hard, right = [], [], []
-    for gpu, dtype in (("h100-sxm", "bf16"), ("h100-sxm", "fp8"), ("h100-sxm", "fp8-block"), ("b200-sxm", "fp8")):
+    """Every GPU and format that has both loads; together the hard pairs meet the design notes' 6.7 / 19 %, but for the
+    median, which is held to 7.8 %: cells weigh alike here, and bf16 on H100 is the worst of them."""
+    hard = []
+    for (gpu, dtype), (every, busy) in SKEWED.items():
         rows = grouped_rows(gpu, dtype, 350)
         ratios = skewed_over_balanced(rows, errors(rows, shipped("kernel-experts", gpu, dtype), dtype))
         wrong = (ratios["predicted"] - ratios["measured"]).to_numpy()
-        cells.append(summary(wrong)["median"])
-        busy = (ratios["expert_parallel"] >= 8) & (ratios["tokens"] >= 1024)
-        hard.append(summary(wrong[busy.to_numpy()])["median"])
+        many = ((ratios["expert_parallel"] >= 8) & (ratios["tokens"] >= 1024)).to_numpy()
+        hard.append(wrong[many])
+        for found, (median, p90) in ((summary(wrong), every), (summary(wrong[many]), busy)):
+            assert found["median"] < median, (gpu, dtype)
+            assert found["p90"] < p90, (gpu, dtype)
         sure = ratios[ratios["predicted"].abs() > np.log(1.1)]
-        right.append(float((np.sign(sure["predicted"]) == np.sign(sure["measured"])).mean()))
-    assert np.mean(cells) < 0.058
-    assert np.mean(hard) < 0.10
-    assert min(right) >= 0.95
+        assert (np.sign(sure["predicted"]) == np.sign(sure["measured"])).mean() >= 0.95, (gpu, dtype)
+    together = summary(np.concatenate(hard))
+    assert together["median"] < 0.078
+    assert together["p90"] < 0.19
+    assert abs(together["bias"]) < 0.05
+
+
+def test_the_stated_range_holds_nine_rows_of_ten() -> None:
+    """The mis-tuned rows too; of other releases the range that is stated for those."""
+    inside = []
+    for gpu, dtype in SKEWED:
+        rows = grouped_rows(gpu, dtype, 200)
+        error = errors(rows, shipped("kernel-experts", gpu, dtype), dtype)
+        band = choose("kernel-experts", catalog.load("gpus", gpu), dtype).band
+        inside.append(float((np.abs(error) < np.log1p(band)).mean()))
+        assert reach(error) < 1.25 * band, (gpu, dtype)
+    assert np.mean(inside) == pytest.approx(0.9, abs=0.03)
+    rows = experts()
+    rows = rows[rows["kernel"].str.contains("flashinfer_cutlass|cutedsl")].iloc[::40].reset_index(drop=True)
+    for (gpu, dtype, kernel), same in rows.groupby(["gpu", "dtype", "kernel"]):
+        found = choose("kernel-experts", catalog.load("gpus", gpu), dtype, kernel=kernel)
+        assert found.basis == "assumed"
+        assert found.band == catalog.calibration("kernel-experts")["residual_releases"]["range"]
+        error = errors(same.reset_index(drop=True), dict(found.values), dtype)
+        inside.append(float((np.abs(error) < np.log1p(found.band)).mean()))
+    assert np.mean(inside) > 0.75
 
 
 def published(kind: str) -> tuple[list[tuple[int, int, int, int]], np.ndarray]:

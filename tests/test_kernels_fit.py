@@ -12,7 +12,8 @@ import yaml
 from kernels_fixture import GROUPED, NEWEST, SHAPES, dense, experts, grouped_rows, needs_shared
 
 from moesim import catalog
-from moesim.calibration.compute_fit import entries, errors, fit_experts, fit_gemm, law_of, mistuned, summary
+from moesim.calibration.compute_fit import entries, errors, fit_experts, fit_gemm, law_of, summary
+from moesim.calibration.compute_rows import mistuned
 from moesim.costs.kernels import experts_time, gemm_time
 from moesim.costs.kernels.choice import choose
 from moesim.errors import UserError
@@ -76,7 +77,7 @@ def test_a_fit_by_gpu_goes_before_its_generation(tmp_path) -> None:
     gpu, other = catalog.load("gpus", "h100-sxm"), catalog.load("gpus", "h200-sxm")
     own = gemm_time(gpu, 8192, 8192, 8192, "bf16", str(path))
     assert own.seconds == pytest.approx(2 * 8192**3 / (0.6 * gpu.bf16), rel=0.08)
-    assert own.band == made[0].entry["residual"]["p90"]
+    assert own.band == made[0].entry["residual"]["range"]
     assert gemm_time(other, 8192, 8192, 8192, "bf16", str(path)) == gemm_time(other, 8192, 8192, 8192, "bf16")
 
 
@@ -170,7 +171,7 @@ def test_another_release_is_a_factor() -> None:
     (found,) = fit_experts(rows[rows["kernel"].str.contains(GROUPED)], most=700).sets
     assert set(found.release_factors) == {"trtllm 1.3.0rc10"}
     assert 1.0 < found.release_factors["trtllm 1.3.0rc10"] < 1.35
-    assert found.entry["releases"][NEWEST["h100-sxm"]] == 1.0
+    assert found.entry["release"] == NEWEST["h100-sxm"]
 
 
 def test_the_fit_speaks_the_laws_own_words() -> None:
@@ -178,3 +179,33 @@ def test_the_fit_speaks_the_laws_own_words() -> None:
     gpu = catalog.load("gpus", "h100-sxm")
     assert set(choose("kernel-experts", gpu, "bf16").values) <= set(found.entry) | {"releases"}
     assert experts_time(gpu, [8.0] * 8, 2048, 768, "bf16", 64).seconds > 0
+
+
+@pytest.mark.parametrize("factor", [1000.0, 40.0, 0.001])
+def test_times_in_another_unit_or_of_another_machine_are_refused(factor: float) -> None:
+    rows = made_products()
+    found = fit_gemm(rows.assign(time=rows["time"] * factor))
+    assert found.sets == ()
+    (why,) = found.skipped
+    assert "check their unit (seconds) and the GPU's name" in why
+
+
+def test_numbers_that_no_row_tells_stay_as_shipped() -> None:
+    """Products bound by arithmetic alone say nothing of how memory and long sums are reached."""
+    rows = made_products()
+    large = rows[(rows["m"] >= 4096) & (rows["n"] >= 4096) & (rows["k"] == 4096)]
+    (found,) = fit_gemm(large).sets
+    sheet = catalog.calibration("kernel-gemm")["datasheet"]["bf16"]
+    assert "base" in found.kept
+    assert found.entry["base"] == pytest.approx(sheet["base"])
+    assert "compute" not in found.kept
+    assert fit_gemm(rows).sets[0].kept == ()
+
+
+def test_the_range_covers_rows_that_ran_badly() -> None:
+    rows = made_products()
+    slow = rows.iloc[:: max(2, len(rows) // 40)].assign(time=lambda table: 3.0 * table["time"])
+    both = pd.concat([rows, slow], ignore_index=True)
+    (found,) = fit_gemm(both).sets
+    assert found.left_out["mis-tuned"] >= len(slow) // 2
+    assert found.entry["residual"]["range"] >= found.entry["residual"]["p90"]

@@ -1,4 +1,4 @@
-"""Fluid flows: sharing by hand, max-min fairness on random networks, the bounds, and contention on simpy's clock."""
+"""Fluid flows: sharing by hand, max-min fairness on random networks, and rounds against the exact ends."""
 
 from __future__ import annotations
 
@@ -6,18 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_network_topology import GROUPS, cluster, routed
 
-from moesim.engine.fluid import FluidNetwork
-from moesim.errors import InfeasibleError, InternalError, UserError
+from moesim.errors import InfeasibleError, UserError
 from moesim.network import fluid, fluid_twin
-from moesim.network.fluid import Drained, Fluid, drain, max_min, rates
-from moesim.network.links import flows, links
-from moesim.network.portload import PortLoads, Traffic, busiest_port, own_port
-from moesim.network.topology import GroupNetwork, group
+from moesim.network.fluid import Drained, Fluid, drain, rates
 
 Ways = list[list[int]]
 
@@ -268,148 +262,3 @@ def test_what_can_not_be() -> None:
     with pytest.raises(UserError, match="from 0"):
         drained([1.0], [[0]], [1.0], resolution=2.0)
     assert drained([1.0, 0.0], [], []).seconds == 0.0
-
-
-def tiers(loads: PortLoads) -> dict[str, np.ndarray]:
-    return {name: getattr(loads, name) for name in ("up_send", "up_receive", "out_send", "out_receive")}
-
-
-def traffic(network: GroupNetwork, seed: int, batch: int = 2) -> Traffic:
-    copies = routed(network, seed, batch=batch).copies
-    near = network.domain[:, None] == network.domain[None, :]
-    return Traffic(copies * (near & ~np.eye(network.ranks, dtype=bool)), copies * ~near)
-
-
-@pytest.mark.parametrize("name", GROUPS)
-def test_ideal_and_port_load_are_lower_bounds(name: str) -> None:
-    """Rank by rank for its own ports, and for the last rank where links are shared."""
-    network = GROUPS[name]
-    demand = traffic(network, 5)
-    found, ideal, port = (tiers(model(demand, network)) for model in (max_min, own_port, busiest_port))
-    for tier, seconds in found.items():
-        assert seconds.shape == port[tier].shape
-        assert np.all(seconds >= ideal[tier] * (1 - 1e-9))
-        assert np.all(seconds.max(axis=-1) >= port[tier].max(axis=-1) * (1 - 1e-9))
-        assert np.all((seconds > 0) == (port[tier] > 0))
-
-
-@pytest.mark.parametrize("kind", [kind for kind in SIZES if kind not in ("uniform", "heavy-tailed")])
-@pytest.mark.parametrize("seed", range(3))
-def test_non_blocking_fabrics_within_one_percent(kind: str, seed: int) -> None:
-    """64 ranks in 8 nodes on a non-blocking fabric: the port load is all there is."""
-    network = group(cluster(64), 64)
-    matrix = np.asarray(SIZES[kind](np.random.default_rng(seed), 64), np.float64)
-    near = network.domain[:, None] == network.domain[None, :]
-    demand = Traffic(matrix * (near & ~np.eye(64, dtype=bool)), matrix * ~near)
-    found, port = tiers(max_min(demand, network)), tiers(busiest_port(demand, network))
-    total, bound = (max(loads["out_send"].max(), loads["out_receive"].max()) for loads in (found, port))
-    assert bound * (1 - 1e-9) <= total <= bound * 1.01
-
-
-def test_max_min_takes_seconds_of_its_flows() -> None:
-    """A batch of two: the loads are the last ends of the flows of each rank and tier."""
-    network = GROUPS["tree-2to1"]
-    demand = traffic(network, 9)
-    loads = max_min(demand, network)
-    for sample in range(2):
-        moved = flows(demand.up[sample], demand.out[sample], network)
-        found = Fluid(links(network).capacity, fluid.RESOLUTION, 0)
-        found.add(moved.first, moved.links, moved.size)
-        found.advance()
-        chosen = moved.scale_out & (moved.target == 4)
-        assert loads.out_receive[sample, 4] == found.end[chosen].max(initial=0.0)
-        chosen = ~moved.scale_out & (moved.source == 7)
-        assert loads.up_send[sample, 7] == found.end[chosen].max(initial=0.0)
-
-
-def run(env: simpy.Environment, network: FluidNetwork, plan: list[tuple[float, Ways, np.ndarray]]) -> list[np.ndarray]:
-    """Starts each transfer at its time; the ends of its flows, which the clock must show when its event happens."""
-    ends: list[np.ndarray] = [np.zeros(0)] * len(plan)
-
-    def follow(number: int, at: float, ways: Ways, size: np.ndarray) -> Any:
-        yield env.timeout(at)
-        ends[number] = yield network.start(*csr(ways), size)
-        assert env.now == pytest.approx(max(ends[number].max(initial=0.0), at), rel=1e-12)
-
-    for number, (at, ways, size) in enumerate(plan):
-        env.process(follow(number, at, ways, size))
-    env.run()
-    network.check()
-    return ends
-
-
-@pytest.mark.parametrize("resolution", [0.0, fluid.RESOLUTION])
-def test_one_transfer_is_a_drain(resolution: float) -> None:
-    capacity, ways = leaf_spine(24, 2.0, 8)
-    size = unequal("lognormal experts", 24)
-    env = simpy.Environment()
-    network = FluidNetwork(env, capacity, resolution)
-    (end,) = run(env, network, [(3.0, ways, size)])
-    alone = drain(capacity, *csr(ways), size, resolution=resolution)
-    np.testing.assert_allclose(end - 3.0, alone.end, rtol=1e-9)
-    np.testing.assert_allclose(network.carried(), alone.carried, rtol=1e-9)
-    np.testing.assert_allclose(network.utilisation(), alone.carried / capacity / env.now, rtol=1e-9)
-
-
-def test_dispatch_against_gradient_reduce_scatter() -> None:
-    """Two ranks, NICs of 10 bytes/s. A dispatch of 20 bytes each way, and at 1 s a reduce-scatter of 40: the dispatch
-    has 10 left, at half the rate ends at 3 s, not 2; the reduce-scatter then has 30 left and ends at 6 s, not 5."""
-    env = simpy.Environment()
-    network = FluidNetwork(env, np.full(4, 10.0))
-    both_ways = [[0, 3], [1, 2]]
-    dispatch, reduce = run(env, network, [(0.0, both_ways, np.full(2, 20.0)), (1.0, both_ways, np.full(2, 40.0))])
-    assert dispatch == pytest.approx([3.0, 3.0])
-    assert reduce == pytest.approx([6.0, 6.0])
-    assert network.carried() == pytest.approx([60.0] * 4)
-    assert network.utilisation() == pytest.approx([1.0] * 4)
-
-
-def test_a_pause_and_a_tie() -> None:
-    """Two transfers in turn, and a third that starts at the moment the second ends; carried counts up to now."""
-    env = simpy.Environment()
-    network = FluidNetwork(env, np.array([2.0]))
-    seen = []
-
-    def look() -> Any:
-        yield env.timeout(4.5)
-        seen.append(network.carried()[0])
-
-    env.process(look())
-    one, two, three = run(env, network, [(at, [[0]], np.array([2.0])) for at in (0.0, 4.0, 5.0)])
-    assert [*one, *two, *three] == pytest.approx([1.0, 5.0, 6.0])
-    assert seen == pytest.approx([3.0])
-    assert network.utilisation() == pytest.approx([0.5])
-
-
-def test_an_empty_transfer_ends_at_once_and_late_flows_wait() -> None:
-    env = simpy.Environment()
-    network = FluidNetwork(env, np.array([2.0]))
-    assert run(env, network, [(1.5, [], np.zeros(0))])[0].size == 0
-    late = network.start(*csr([[0], [0]]), np.array([2.0, 2.0]), begin=np.array([0.0, 4.0]))
-    assert env.run(late) == pytest.approx([2.5, 5.0])
-
-
-@pytest.mark.parametrize("exact", [0, fluid.EXACT_FLOWS])
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
-@pytest.mark.parametrize("kind", ["balanced", "lognormal experts", "hot destination"])
-def test_contention_lies_between_the_longer_and_the_sum(kind: str, share: float, exact: int) -> None:
-    """A dispatch, and a ring reduce-scatter that starts while it runs, on the same NICs."""
-    ranks = 24
-    capacity, ways = star(ranks)
-    size = unequal(kind, ranks)
-    ring, piece = [[rank, ranks + (rank + 1) % ranks] for rank in range(ranks)], np.full(ranks, 3000.0)
-    alone = [drain(capacity, *csr(w), s).seconds for w, s in ((ways, size), (ring, piece))]
-    env = simpy.Environment()
-    begin = share * alone[0]
-    ends = run(env, FluidNetwork(env, capacity, exact=exact), [(0.0, ways, size), (begin, ring, piece)])
-    for number, since in enumerate((0.0, begin)):
-        assert ends[number].max() - since >= alone[number] * (1 - 1e-9)
-    assert max(end.max() for end in ends) <= sum(alone) * (1 + 1e-9)
-
-
-def test_a_transfer_that_never_ended_is_told() -> None:
-    env = simpy.Environment()
-    network = FluidNetwork(env, np.array([2.0]))
-    network.start(*csr([[0]]), np.array([2.0]))
-    with pytest.raises(InternalError, match="1 transfers never ended"):
-        network.check()

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from test_network_links import LEAF_SPINE, PLANES, RAILS_ALONE, RING, TORUS, TREE3, faulty, wires
 from test_network_topology import NIC, TWO_TO_ONE, cluster, gpu
 
-from moesim.errors import InfeasibleError, UserError
+from moesim.errors import InfeasibleError
 from moesim.network.links import problems
 from moesim.network.topology import degraded_note, group
 from moesim.specs.cluster import ClusterSpec
@@ -52,6 +52,7 @@ def test_a_link_that_makes_no_sense_is_told_in_one_line(link: dict[str, Any], te
         ({"link": "uplink", "gpu": 1, "share": 0.5}, "link uplink needs leaf or pod: NUMBER, got gpu"),
         ({"link": "nic", "gpu": 1}, "degraded.0.share: is required"),
         ({"link": "nic", "gpu": 1, "share": 2}, "must be at most 1.0, got 2"),
+        ({"link": "nic", "gpu": 1, "share": 1e-160}, "share: must be 0 for a failed link, or at least 1e-06"),
         ({"between": ["leaf0", "leaf1"], "gpu": 1, "share": 0}, "between names the link; gpu says nothing here"),
         ({"between": ["leaf0"], "share": 0}, "between: expected the two ends of a link, such as [gpu0-7, leaf0], got"),
     ],
@@ -156,9 +157,69 @@ def test_failed_uplinks_planes_and_written_links_are_infeasible_only_where_they_
         faulty(8, {"link": "nic", "gpu": 3, "share": 0}, domain=1, fabric=RING)
 
 
-def test_chips_that_are_no_neighbours_have_no_link_to_degrade() -> None:
-    with pytest.raises(UserError, match="no neighbours on the torus"):
-        faulty(16, {"between": ["gpu0", "gpu5"], "share": 0.5}, domain=16, **TORUS)
+MESH: dict[str, Any] = {"scale_up_kind": "xgmi"}
+SLICE: dict[str, Any] = {"domain": 32, "fabric": {"kind": "torus", "torus_shape": (4, 4, 4)}, **TORUS}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "changes", "between", "text"),
+    [
+        (
+            16,
+            {"domain": 16, **TORUS},
+            ("gpu0", "gpu5"),
+            "no neighbours on the torus of 4 x 4; neighbours of gpu0: gpu1",
+        ),
+        (32, {"domain": 16, **TORUS}, ("gpu16", "gpu21"), "neighbours of gpu16: gpu17, gpu19, gpu20, gpu28"),
+        (32, {"domain": 16, **TORUS}, ("gpu15", "gpu16"), "no link joins gpu15 and gpu16: they share no domain"),
+        (32, SLICE, ("gpu0", "gpu2"), "torus of 4 x 4 x 4; neighbours of gpu0: gpu1, gpu3, gpu4, gpu12, gpu16"),
+        (16, MESH, ("gpu7", "gpu8"), "no link joins gpu7 and gpu8: they share no domain"),
+    ],
+)
+def test_gpus_that_no_link_joins_are_refused(
+    gpus: int, changes: dict[str, Any], between: tuple[str, str], text: str
+) -> None:
+    found = problems(cluster(gpus, degraded=({"between": between, "share": 0.5},), **changes))
+    assert [problem.where for problem in found] == ["cluster.degraded.0.between"]
+    assert text in found[0].what
+
+
+@pytest.mark.parametrize("between", [("gpu0", "gpu1"), ("gpu3", "gpu0"), ("gpu12", "gpu0"), ("gpu0-3", "gpu4-7")])
+def test_neighbours_on_a_torus_may_be_named(between: tuple[str, str]) -> None:
+    assert problems(cluster(16, 16, degraded=({"between": between, "share": 0.5},), **TORUS)) == []
+
+
+@pytest.mark.parametrize(
+    ("links", "text"),
+    [
+        ([("gpu0", "leaf0", NIC, {"one_way": True})], "gpu0: links lead out of it, none into it; a second link"),
+        ([("leaf0", "gpu0", NIC, {"one_way": True})], "gpu0: links lead into it, none out of it"),
+        ([("leaf0", "gpu0-2", NIC, {"one_way": True}), ("gpu0", "leaf0", NIC, {"one_way": True})], "gpu1 and 1 more"),
+    ],
+)
+@pytest.mark.parametrize(("gpus", "domain"), [(16, 8), (16, 1), (8, 8)])
+def test_a_gpu_with_links_one_way_only_is_refused_in_any_cluster(links: Any, text: str, gpus: int, domain: int) -> None:
+    """Also where a neighbour could take in for it, and where the links are idle: the mistake is in the writing."""
+    first = 3 if text.startswith("gpu1") else 1
+    fabric = wires(*links, (f"gpu{first}-{gpus - 1}", "leaf0", NIC))
+    found = problems(cluster(gpus, domain, fabric=fabric))
+    assert [problem.where for problem in found] == ["cluster.fabric.links"]
+    assert text in found[0].what
+
+
+def test_a_failed_way_in_is_told_as_such() -> None:
+    fabric = wires(("gpu0-15", "leaf0", NIC, {"one_way": True}), ("core", "gpu0-15", NIC, {"one_way": True}),
+                   ("leaf0", "core", NIC, {"one_way": True}))  # fmt: skip
+    with pytest.raises(InfeasibleError, match="gpu3 has no link left that leads into it"):
+        faulty(16, {"between": ["core", "gpu3"], "share": 0}, domain=1, fabric=fabric)
+
+
+@pytest.mark.parametrize("of_fabric", [True, False])
+def test_written_links_have_no_oversubscription(of_fabric: bool) -> None:
+    fabric = {**LEAF_SPINE, "oversubscription": 2.0} if of_fabric else LEAF_SPINE
+    (problem,) = problems(cluster(32, fabric=fabric, **({} if of_fabric else {"oversubscription": 1.0})))
+    assert problem.where == ("cluster.fabric.oversubscription" if of_fabric else "cluster.oversubscription")
+    assert "says nothing here: write the uplinks" in problem.what
 
 
 def test_the_group_with_the_fault_is_the_one_simulated() -> None:

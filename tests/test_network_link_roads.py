@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_network_links import BUILT, LEAF_SPINE, PCIE, PLANES, RAILS3, TREE3, WRITTEN, faulty, traffic
+from test_network_links import BUILT, LEAF_SPINE, PCIE, PLANES, RAILS3, TREE3, WRITTEN, by_links, faulty, traffic
 from test_network_topology import RAILS_TWO_TO_ONE, TWO_TO_ONE, cluster
 
-from moesim.network.portload import Traffic, busiest_port, by_links, own_port, ring_out_rate
+from moesim.network.portload import Traffic, busiest_port, own_port
+from moesim.network.rings import ring_out_rate
 from moesim.network.topology import GroupNetwork, group
 
 

@@ -12,7 +12,8 @@ from test_network_topology import GROUPS, NIC, RAILS_TWO_TO_ONE, TPU, TWO_TO_ONE
 
 from moesim import catalog
 from moesim.network.links import Flows, Links, flows, links
-from moesim.network.portload import Traffic, busiest_port, by_links, ring_out_rate
+from moesim.network.portload import PortLoads, Traffic, busiest_port, tier_by_links
+from moesim.network.rings import ring_out_rate
 from moesim.network.topology import GroupNetwork, group
 
 CORE = {"levels": 3, "leaf_ports": 1, "pod_leaves": 2, "oversubscription": 2.0, "upper_oversubscription": 3.0}
@@ -91,6 +92,11 @@ BUILT: dict[str, GroupNetwork] = {
     "pods-slow": faulty(16, NARROW, DEAD, domain=8, ranks=12, **TORUS),
 }
 ALL = {**BUILT, **WRITTEN}
+
+
+def by_links(load: Traffic, network: GroupNetwork) -> PortLoads:
+    """The other road to `busiest_port`, for any network: from each link's capacity and each flow's way."""
+    return PortLoads(*tier_by_links(load.up, network, False), *tier_by_links(load.out, network, True))
 
 
 def traffic(network: GroupNetwork, seed: int, density: float = 1.0) -> Traffic:

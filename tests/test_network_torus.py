@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from test_network_topology import TPU, cluster
 
+from moesim.errors import InfeasibleError
+from moesim.network.links import links
 from moesim.network.topology import group
 from moesim.network.torus import Torus, factorisations, pair_loads, sub_torus
 
@@ -102,3 +104,58 @@ def test_the_machines_shape_is_the_fabrics_or_the_cubic_one() -> None:
     assert group(bare, 16).torus == Torus((4, 4), (True, True))
     open_mesh = cluster(16, 16, fabric={"kind": "torus", "torus_wraps": False}, torus_dimensions=2, **TPU)
     assert group(open_mesh, 16).torus == Torus((4, 4), (False, False))
+
+
+def slow_links(ranks: int, stride: int, *between: tuple[str, str], shape: tuple[int, ...] = (4, 4, 4)) -> set[str]:
+    """The links that a group on a torus of 64 chips finds at half their width."""
+    fabric = {"kind": "torus", "torus_shape": shape}
+    degraded = tuple({"between": ends, "share": 0.5} for ends in between)
+    network = group(cluster(64, fabric=fabric, degraded=degraded, torus_dimensions=3, **TPU), ranks, stride)
+    made = links(network)
+    assert set(made.capacity) <= {50e9, 25e9}
+    return {name for name, rate in zip(made.names, made.capacity, strict=True) if rate == 25e9}
+
+
+@pytest.mark.parametrize("stride", [1, 2, 8])
+def test_a_link_of_the_machine_is_the_one_at_its_place_in_a_groups_box(stride: int) -> None:
+    """Groups of 8 are boxes of 2 x 2 x 2: chips 0 and 1 are side by side in one, 1 and 2 in two, 42 and 46 in one."""
+    assert slow_links(8, stride, ("gpu0", "gpu1")) == {"gpu0 z+", "gpu1 z-"}
+    assert slow_links(8, stride, ("gpu1", "gpu2")) == set()
+    assert slow_links(8, stride, ("gpu0", "gpu3")) == set()
+    # (2, 2, 2) and (2, 3, 2): the first chip of a box, and the next along y
+    assert slow_links(8, stride, ("gpu42", "gpu46")) == {"gpu0 y+", "gpu2 y-"}
+
+
+def test_links_round_the_ends_belong_to_groups_that_span_them() -> None:
+    assert slow_links(64, 1, ("gpu0", "gpu3")) == {"gpu0 z-", "gpu3 z+"}
+    assert slow_links(16, 4, ("gpu0", "gpu3")) == {"gpu0 z-", "gpu3 z+"}  # a box of 2 x 2 x 4
+    assert slow_links(16, 4, ("gpu16", "gpu32")) == set()
+
+
+def test_ranks_on_a_line_have_the_links_of_their_numbers() -> None:
+    """Seven of 64 chips fill no box: they are an open line."""
+    assert slow_links(7, 1, ("gpu8", "gpu9")) == {"gpu1 x+", "gpu2 x-"}
+    assert slow_links(7, 1, ("gpu6", "gpu7")) == set()
+
+
+def test_a_failed_link_stops_only_groups_that_use_it() -> None:
+    fabric = {"kind": "torus", "torus_shape": (4, 4, 4)}
+    degraded = ({"between": ("gpu1", "gpu2"), "share": 0.0},)
+    machine = cluster(64, fabric=fabric, degraded=degraded, torus_dimensions=3, **TPU)
+    assert group(machine, 8, stride=8).slowest_up_share == 1.0
+    with pytest.raises(InfeasibleError, match="scale-up link"):
+        group(machine, 64)
+
+
+def test_a_link_of_a_mesh_belongs_to_the_group_that_has_both_its_ends() -> None:
+    """Groups of 4 in a mesh of 8: the link from GPU 3 to 4 is in none, the one from 4 to 5 in the second."""
+    for ranks, stride, between, expected in (
+        (4, 1, ("gpu3", "gpu4"), None),
+        (4, 1, ("gpu4", "gpu5"), (0, 1)),
+        (4, 2, ("gpu0", "gpu1"), None),
+        (4, 2, ("gpu1", "gpu5"), (0, 2)),
+    ):
+        degraded = ({"between": between, "share": 0.5},)
+        shares = group(cluster(8, scale_up_kind="xgmi", degraded=degraded), ranks, stride).up_shares
+        slow = {tuple(pair) for pair in np.argwhere(shares < 1)}
+        assert slow == (set() if expected is None else {expected, expected[::-1]})

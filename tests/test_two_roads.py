@@ -52,6 +52,27 @@ LAYOUTS = [
     {"parallelism": {"pipeline": 2, "expert": 16}, "routing": {"capacity": {"factor": 0.5, "dialect": "megablocks"}}},
     {"parallelism": {"pipeline": 2, "expert": 16}, "routing": {"capacity": {"factor": 0.5, "dialect": "megatron"}}},
     {"parallelism": {"pipeline": 2, "expert": 32}, "workload": {"sequence_length": 32, "global_batch": 512}},
+    {"parallelism": {"pipeline": 1, "expert": 16}, "overlap": {"two_batch": True}},
+    {"parallelism": {"pipeline": 4, "expert": 16}, "schedule": "gpipe", "overlap": {"two_batch": True}},
+    {"parallelism": {"pipeline": 4, "expert": 16}, "overlap": {"two_batch": True, "weight_gradients": "delayed"}},
+    {"parallelism": {"pipeline": 4, "expert": 16}, "schedule": "zero-bubble-v", "overlap": {"two_batch": True}},
+    {"parallelism": {"pipeline": 4, "expert": 16}, "overlap": {"weight_gradients": "delayed"}},
+    {
+        "parallelism": {"pipeline": 4, "virtual_pipeline": 2, "expert": 16},
+        "overlap": {"expert_communication": True, "weight_gradients": "delayed", "interference": "reserved"},
+    },
+    {
+        "parallelism": {"pipeline": 2, "expert": 16},
+        "model": {**TINY["model"], "n_shared_experts": 1, "shared_expert_width": 1024},
+        "overlap": {"two_batch": True, "shared_experts": True, "weight_gradients": "delayed"},
+        "recompute": "full",
+    },
+    {
+        "parallelism": {"pipeline": 4, "expert": 16},
+        "model": {**TINY["model"], "n_shared_experts": 1, "shared_expert_width": 1024},
+        "overlap": {"expert_communication": True, "shared_experts": True, "interference": "none"},
+        "schedule": "dualpipe",
+    },
 ]
 
 
@@ -59,7 +80,10 @@ def ratio(scenario: moesim.Scenario) -> float:
     """Simulated over estimated step time."""
     simulated = moesim.simulate(scenario, even_if_infeasible=True)
     estimated = moesim.estimate(scenario, even_if_infeasible=True)
-    assert simulated.breakdown.keys() == estimated.breakdown.keys()
+    # A part may be next to nothing on one road and nothing on the other.
+    for part in simulated.breakdown.keys() ^ estimated.breakdown.keys():
+        seconds = simulated.breakdown.get(part, 0.0) + estimated.breakdown.get(part, 0.0)
+        assert seconds < 0.01 * simulated.summary["step_time"].value, part
     return simulated.summary["step_time"].value / estimated.summary["step_time"].value
 
 

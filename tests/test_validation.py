@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 import moesim
+from moesim.errors import UserError
 from moesim.network.demand import Choices, balanced_demand
 from moesim.validation import cases
 from moesim.validation.network_kinds import forced_demand, uneven_demand
+from moesim.validation.ops import RoutingOp
 from moesim.validation.predict import Prediction, Refusal, predict
 from moesim.validation.run import validate
 from moesim.validation.words import collective_name, gpu_name
@@ -29,7 +31,7 @@ kernel-experts:
   coefficients:
     h100-sxm:
       bf16: {compute: 0.5, memory: 0.5, base: 10.0e-6, hidden_bytes: 0.0, row: 1.0e-6, token: 0.0, expert: 0.0,
-             inter_bytes: -2.0, inter_memory: 1.0}
+             inter_bytes: 0.0, inter_memory: 1.0e+9}
 kernel-attention:
   coefficients:
     h100-sxm: {bf16: {forward: 0.5, backward: 0.25, memory: 1.0, base: 10.0e-6, tile: 0.0, backward_bytes: 1.0}}
@@ -447,3 +449,115 @@ def test_progress_is_told_to_the_end(tmp_path: Path) -> None:
     heard: list[tuple[str, float]] = []
     validate([path], progress=lambda what, share: heard.append((what, share)))
     assert heard == [("validating", 0.0), ("validating", 1.0)]
+
+
+EXPERTS = {"gpu": "h100-sxm", "tokens": 4096, "hidden": 2048, "inter": 768, "top_k": 8, "experts": 128, "dtype": "bf16"}
+
+
+@pytest.mark.parametrize("key", ["library", "stack", "software", "release", "kernel"])
+def test_any_kind_may_tell_what_ran(key: str) -> None:
+    ops = {
+        "gemm": {"gpu": "h100-sxm", "m": 64, "n": 64, "k": 64},
+        "grouped_gemm": {"gpu": "h100-sxm", "groups": 4, "m": 64, "n": 64, "k": 64},
+        "expert_gemm": EXPERTS,
+        "attention": {"gpu": "h100-sxm", "tokens": 4096, "length": 4096, "heads": 32},
+        "memory_bound": {"gpu": "h100-sxm", "what": "copy", "elements": 1000},
+        "launch": {"gpu": "h100-sxm"},
+        "collective": {**PAIR, "collective": "all-gather"},
+        "dispatch_combine": {**EXCHANGE, "ranks": 8},
+    }
+    for kind, op in ops.items():
+        found = next(iter(said(kind, {**op, key: "handmade 7.7"}).values()))
+        assert any("handmade" in note for note in found.notes), kind
+        assert found.basis == "assumed", kind
+    assert isinstance(cases.one({"id": "a", "kind": "routing", "op": {"profile": "uniform", key: "x"},
+                                 "measured": {"rank_load_max_over_mean": 1}}, "here").op, RoutingOp)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "load", ["power_law", {"zipf": 0.6}, {"log_normal": 0.8}, "zipf_0.6", "deepseek-v3-like", "mixtral-like"]
+)
+def test_loads_by_other_laws(load: object) -> None:
+    spread = said("expert_gemm", {**EXPERTS, "expert_parallel": 8, "load": load})["time"]
+    assert spread.value > said("expert_gemm", {**EXPERTS, "expert_parallel": 8})["time"].value
+    assert any(note.startswith("load") for note in spread.notes)
+    moved = said("dispatch_combine", {**EXCHANGE, "load": load})["dispatch_time"]
+    assert moved.value > said("dispatch_combine", EXCHANGE)["dispatch_time"].value
+    assert any(note.startswith("load") for note in moved.notes)
+
+
+def test_a_load_of_no_law_is_named() -> None:
+    assert "not a law of a load" in reason("expert_gemm", {**EXPERTS, "load": {"zipff": 1}})
+    assert "lumpy" in reason("expert_gemm", {**EXPERTS, "load": "lumpy"})
+
+
+def test_what_passes_are_built_into() -> None:
+    gpu, sizes = {"gpu": "h100-sxm"}, {"tokens": 4096, "hidden": 7168}
+    whats = {
+        "router": {**sizes, "experts": 256},
+        "head": {**sizes, "vocabulary": 129280},
+        "mtp": sizes,
+        "optimizer": {"parameters": 10**9},
+        "embedding": sizes,
+        "launch": {},
+    }
+    times = {what: said("memory_bound", {**gpu, "what": what, **op})["time"].value for what, op in whats.items()}
+    assert times["launch"] < times["embedding"] < times["mtp"] < times["head"]
+    assert times["launch"] == said("launch", gpu)["time"].value
+    assert "needs tokens, hidden, vocabulary" in reason("memory_bound", {**gpu, "what": "head"})
+    assert "elements" in reason("memory_bound", {**gpu, "what": "copy"})
+
+
+def test_heads_of_latent_attention_in_their_own_words() -> None:
+    op = {"gpu": "h100-sxm", "tokens": 64, "length": 4096, "heads": 128, "sequences": 64}
+    sizes = {"rank": 512, "nope": 128, "rope": 64, "value": 128}
+    absorbed = said("attention", {**op, "latent": {**sizes, "absorbed": True}})["time"].value
+    by_hand = {**op, "kv_heads": 1, "head_dim": 576, "value_dim": 512, "latent": True}
+    assert absorbed == said("attention", by_hand)["time"].value
+    assert absorbed < said("attention", {**op, "latent": sizes})["time"].value
+
+
+def test_grouped_products_are_the_kernels() -> None:
+    op = {"gpu": "h100-sxm", "n": 4096, "k": 7168, "dtype": "fp8-block"}
+    listed = said("grouped_gemm", {**op, "rows": [512, 512]})["time"].value
+    assert listed == said("grouped_gemm", {**op, "groups": 2, "m": 512})["time"].value
+    assert said("grouped_gemm", {**op, "groups": 2, "m": 8192, "product": "wgrad"})["time"].value > listed
+    assert "either rows" in reason("grouped_gemm", op)
+
+
+def test_two_hop_kernels_on_other_links_are_assumed() -> None:
+    op = {**EXCHANGE, "gpu": "mi300x", "ranks": 8, "ranks_per_domain": 8, "library": "deepep"}
+    found = said("dispatch_combine", op)["dispatch_time"]
+    assert found.basis == "assumed"
+    assert any("xgmi" in note for note in found.notes)
+    assert found.high > 1.4 * found.value
+
+
+def test_rates_in_the_words_of_benchmarks() -> None:
+    item = {"id": "a", "kind": "gemm", "op": {"gpu": "h100-sxm", "m": 8192, "n": 8192, "k": 8192}}
+    assert cases.one({**item, "measured": {"tflops": 700}}, "here").measured == {"tflops": 7e14}
+    bandwidth = {"id": "a", "kind": "all_to_all", "op": PAIR, "measured": {"busbw": 350}}
+    assert cases.one(bandwidth, "here").measured == {"busbw": 3.5e11}
+    assert predict(cases.one(bandwidth, "here"))["bus_bandwidth"].value > 1e10  # type: ignore[index]
+
+
+def test_a_measurement_table_is_a_list_of_cases(tmp_path: Path) -> None:
+    table = tmp_path / "own.csv"
+    table.write_text(
+        "kind,gpu,software,time,spread,m,n,k,dtype,direction,tokens,hidden,top_k,experts,ranks,library,other\n"
+        "gemm,NVIDIA H100 80GB HBM3,trtllm 1.3.0rc20,2.0e-4,0.01,4096,4096,4096,bf16,,,,,,,,x\n"
+        "dispatch_combine,h100-sxm,,1.0e-3,,,,,,combine,4096,7168,8,256,8,deepep,\n"
+        "launch,h100-sxm,,4.0e-6,,,,,,,,,,,,,\n",
+        encoding="utf-8",
+    )
+    found = validate([table])
+    assert [(row.kind, row.metric, row.predicted is not None) for row in found.cases] == [
+        ("gemm", "time", True),
+        ("dispatch_combine", "combine_time", True),
+        ("launch", "time", True),
+    ]
+    assert found.cases[0].id == "own.csv/row 1"
+    assert found.cases[0].basis == "fitted"
+    table.write_text("a,b\n1,2\n", encoding="utf-8")
+    with pytest.raises(UserError, match="column 'kind' is missing"):
+        validate([table])

@@ -111,7 +111,10 @@ def _today() -> str:
 
 
 def _files_left_out(tables: Tables) -> str:
-    reasons = {reason: count for file in tables.files for reason, count in file.left_out.items()}
+    reasons: dict[str, int] = {}
+    for file in tables.files:
+        for reason, count in file.left_out.items():
+            reasons[reason] = reasons.get(reason, 0) + count
     return "; ".join(f"{count} rows: {reason}" for reason, count in reasons.items())
 
 
@@ -137,7 +140,11 @@ def _network_notes(made: Fitted) -> list[str]:
     gpus = sorted(made.rows["gpu"].unique())
     told = [f"network-{made.law}: rows of {', '.join(gpus)} fitted together"] if len(gpus) > 1 else []
     kept = [".".join(name[1:]) for name in made.kept]
-    return told + ([f"network-{made.law}: as shipped, for the rows do not tell: {', '.join(kept)}"] if kept else [])
+    return told + ([_as_shipped(f"network-{made.law}", kept)] if kept else [])
+
+
+def _as_shipped(what: str, kept: Iterable[str]) -> str:
+    return f"{what}: as shipped, for the rows do not tell: {', '.join(kept)}"
 
 
 def _fit_compute(tables: Tables, day: str, found: _Findings, progress: Progress | None) -> None:
@@ -158,6 +165,9 @@ def _fit_compute(tables: Tables, day: str, found: _Findings, progress: Progress 
         source = source_of(rows, tables.files, day)
         for calibration, entry in compute_fit.entries(fits.sets).items():
             mine = [made for made in fits.sets if made.calibration == calibration]
+            found.notes += [
+                _as_shipped(f"{calibration} {made.key} {made.dtype}", made.kept) for made in mine if made.kept
+            ]
             found.entries[calibration] = compute_entry(entry, mine, rows, source)
     if progress is not None:
         progress("compute laws", 1.0)
@@ -179,6 +189,11 @@ def _fit_own(tables: Tables, day: str, found: _Findings) -> None:
         if not len(rows):
             continue
         sets, left_out = fit(rows)
+        found.notes += [
+            _as_shipped(" ".join(filter(None, [made.calibration, made.key, made.dtype, made.what])), made.kept)
+            for made in sets
+            if made.kept
+        ]
         found.left_out |= left_out
         source = source_of(rows, tables.files, day)
         for calibration, entry in own_fit.own_entries(sets).items():

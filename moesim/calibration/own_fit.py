@@ -14,8 +14,8 @@ import pandas as pd
 
 from moesim import catalog
 from moesim.calibration.solve import Floats, Name, solve
-from moesim.calibration.statistics import Residual, residual, weights
-from moesim.costs.kernels import attention_time, pass_bytes
+from moesim.calibration.statistics import Residual, far_off, residual, weights
+from moesim.costs.kernels import attention_time, launch_time, pass_bytes
 from moesim.costs.kernels.choice import choose
 from moesim.errors import UserError
 from moesim.specs.gpu import GpuSpec
@@ -29,7 +29,8 @@ _LEAST_ROWS = 3
 
 @dataclass(frozen=True)
 class OwnSet:
-    """Numbers of calibration `calibration` for a GPU (`key`), format and, for passes, the pass `what`."""
+    """Numbers of calibration `calibration` for a GPU (`key`), format and, for passes, the pass `what`; `kept` are those
+    that the rows do not tell, as shipped."""
 
     calibration: str
     key: str
@@ -37,6 +38,7 @@ class OwnSet:
     what: str
     numbers: dict[str, float]
     residual: Residual
+    kept: tuple[str, ...] = ()
 
 
 def fit_attention(rows: pd.DataFrame) -> tuple[list[OwnSet], dict[str, str]]:
@@ -61,6 +63,8 @@ def own_entries(sets: list[OwnSet]) -> dict[str, dict[str, Any]]:
         if made.what:
             place = place.setdefault(made.what, {})
         place |= {**made.numbers, "residual": made.residual.as_dict()}
+        if made.kept:
+            place["kept"] = list(made.kept)
     return found
 
 
@@ -91,8 +95,8 @@ def _attention(gpu: GpuSpec, rows: pd.DataFrame, dtype: str) -> OwnSet:
         return np.asarray(values["base",] + np.hypot(products * share, bytes_))
 
     start: dict[Name, float] = {(name,): float(chosen[name]) for name in ("forward", "backward", "base")}
-    numbers, miss = _solved(rows, start, predict)
-    return OwnSet(ATTENTION, gpu.name, dtype, "", {**chosen, **numbers}, miss)
+    numbers, miss, kept = _solved(rows, start, predict, f"attention rows of {dtype} on {gpu.name}")
+    return OwnSet(ATTENTION, gpu.name, dtype, "", {**chosen, **numbers}, miss, kept)
 
 
 def _attention_parts(
@@ -118,6 +122,7 @@ def _pass(gpu: GpuSpec, rows: pd.DataFrame, dtype: str, what: str) -> OwnSet:
     measured = rows["time"].to_numpy(dtype=np.float64)
     if what == LAUNCH:
         base = float(f"{np.median(measured):.4g}")
+        _refuse(np.full(measured.size, launch_time(gpu).seconds), measured, f"launches on {gpu.name}")
         return OwnSet(PASSES, gpu.name, dtype, what, {"base": base}, residual(np.full(measured.size, base), measured))
     name = str(data["spellings"].get(what, what))
     if name not in data["passes"]:
@@ -132,8 +137,8 @@ def _pass(gpu: GpuSpec, rows: pd.DataFrame, dtype: str, what: str) -> OwnSet:
         return np.asarray(values["base",] + wire / values["memory",])
 
     start: dict[Name, float] = {("memory",): float(sheet["memory"]), ("base",): float(sheet["base"])}
-    numbers, miss = _solved(rows, start, predict)
-    return OwnSet(PASSES, gpu.name, dtype, name, numbers, miss)
+    numbers, miss, kept = _solved(rows, start, predict, f"{name} rows of {dtype} on {gpu.name}")
+    return OwnSet(PASSES, gpu.name, dtype, name, numbers, miss, kept)
 
 
 def _choices(rows: pd.DataFrame) -> list[float | None]:
@@ -142,7 +147,18 @@ def _choices(rows: pd.DataFrame) -> list[float | None]:
     return [None if pd.isna(value) else float(value) for value in rows["top_k"]]
 
 
-def _solved(rows: pd.DataFrame, start: dict[Name, float], predict: Any) -> tuple[dict[str, float], Residual]:
+def _solved(
+    rows: pd.DataFrame, start: dict[Name, float], predict: Any, what: str
+) -> tuple[dict[str, float], Residual, tuple[str, ...]]:
+    """Numbers, misses, and the numbers kept as shipped; raises `UserError` for rows of something else."""
     measured = rows["time"].to_numpy(dtype=np.float64)
+    _refuse(predict(start), measured, what)
     found = solve(start, predict, measured, weights(rows))
-    return {name: value for (name,), value in found.values.items()}, residual(found.predicted, measured)
+    numbers = {name: value for (name,), value in found.values.items()}
+    return numbers, residual(found.predicted, measured), tuple(name for (name,) in found.kept)
+
+
+def _refuse(predicted: Floats, measured: Floats, what: str) -> None:
+    strange = far_off(predicted, measured, what)
+    if strange:
+        raise UserError(strange)

@@ -13,6 +13,9 @@ from moesim.measurement.columns import COLUMNS
 
 Floats = NDArray[np.float64]
 
+FAR = 10.0
+"""Kernels so many times as long, or as short, as by the datasheet are of something else."""
+
 # What does not make another operation of a row.
 _APART = ("time", "spread", "repeats", "software", "source", "file", "row", "notify", "note", "clock", "power")
 
@@ -69,3 +72,12 @@ def noise(rows: pd.DataFrame) -> dict[str, float]:
         found["releases"] = round(float(steps.median()), 4)
         found["releases_p90"] = round(float(steps.quantile(0.9)), 4)
     return found
+
+
+def far_off(predicted: Floats, measured: Floats, what: str) -> str:
+    """Why measured seconds cannot be what the datasheet's law tells of, "" where they can."""
+    times = float(np.exp(np.median(np.log(measured / predicted))))
+    if 1.0 / FAR < times < FAR:
+        return ""
+    many = f"{times:,.0f} times as long" if times > 1.0 else f"{1.0 / times:,.0f} times as short"
+    return f"{what} take {many} as by the GPU's datasheet: check their unit (seconds) and the GPU's name"

@@ -18,9 +18,9 @@ import pandas as pd
 from moesim import catalog
 from moesim.calibration import foreign, names, published
 from moesim.calibration.checks import check
-from moesim.calibration.files import RawTable, read_table, suffix_of
 from moesim.errors import FileError, UserError, nearest_hint, shorten
 from moesim.measurement import columns
+from moesim.measurement.files import RawTable, read_table, suffix_of
 
 Progress = Callable[[str, float], None]
 MAX_FILES = 10_000

@@ -17,6 +17,7 @@ from typing import Any, Literal, overload
 
 from pydantic import ValidationError
 
+from moesim.catalog.measured_values import check_values
 from moesim.catalog.yaml_files import read_mapping, read_text
 from moesim.errors import FileError, Problem, ScenarioError, UnknownNameError, UserError, nearest_hint, shorten
 from moesim.specs.base import SourcedSpec
@@ -90,7 +91,16 @@ def measured(name: str, folder: Path) -> Path:
     known = _packaged_names("calibrations")
     for found in sorted(_names_in(path) - known):
         raise UserError(f"{path}: {found}: not a calibration that this release uses{nearest_hint(found, known)}")
+    _check_measured(path, path.stat().st_mtime_ns)
     return path
+
+
+@lru_cache(maxsize=64)
+def _check_measured(path: Path, stamp: int) -> None:
+    """Raises `FileError` for a value that no law could take in place of the shipped one."""
+    for name, entry in _document(path).items():
+        if name != "sources":
+            check_values(raw("calibrations", name), entry, f"{path}: {name}")
 
 
 def _measured_path(name: str, folder: Path) -> Path:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from moesim.closed_form.expected import expected_work
 from moesim.closed_form.pipeline import Schedule, critical_path, kinds
 from moesim.closed_form.reliability import expected_run
-from moesim.closed_form.slots import Leg, Reach, SlotTime, evaluate
+from moesim.closed_form.slots import Leg, Reach, SlotTime, evaluate, stretched
 from moesim.network.dispatchers import PortTimes
 from moesim.results.assemble import assemble
 from moesim.results.reliability import run_plan
@@ -95,9 +95,10 @@ class _Legs:
         name = self._alike(slot)
         spent = self.slots.get(name)
         if spent is None:
-            operations, deferred = self.model.operations(slot), slot.weight is None
+            operations, deferred, slowed = self.model.work(slot)
+            legs = [self._leg(operation, deferred) for operation in operations]
             spent = self.slots[name] = evaluate(
-                operations, [self._leg(operation, deferred) for operation in operations]
+                operations, legs if slowed is None else stretched(operations, legs, slowed)
             )
         wait = self.model.shard_wait(stage, slot)
         if not wait:
@@ -132,7 +133,8 @@ class _Legs:
         if leg is None:
             seconds = self.model.prices.seconds(operation.kind, operation.layer, phase, deferred)
             leg = self.known[key] = Leg(seconds, seconds)
-        return leg
+        share = operation.share
+        return leg if share == 1.0 else Leg(leg.busiest * share, leg.mean * share)
 
     def _exchange(self, kind: str, exchange: PortTimes) -> None:
         busiest, mean = exchange.busiest.mean(axis=1).tolist(), exchange.mean.mean(axis=1).tolist()

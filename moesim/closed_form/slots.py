@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
 
-from moesim.step.operations import Operation
+from moesim.step.operations import Operation, one_chain
 
 
 class Leg(NamedTuple):
@@ -66,14 +66,66 @@ def evaluate(operations: tuple[Operation, ...], legs: list[Leg]) -> SlotTime:
     if end > free["compute"]:
         last = max(range(len(ends)), key=lambda position: (ends[position], position))
         waited[operations[last].kind] += end - free["compute"]
-    return SlotTime(end, paths(operations, legs), dict(busy), dict(waited))
+    return SlotTime(end, paths(operations, legs, end), dict(busy), dict(waited))
 
 
-def paths(operations: tuple[Operation, ...], legs: list[Leg]) -> tuple[Reach, Reach, Reach]:
-    """Longest paths from the rank being free, from the forward's arrival, and from the backward's."""
+def stretched(operations: tuple[Operation, ...], legs: list[Leg], slowed: list[float]) -> list[Leg]:
+    """The legs of a slot with what exchanges take from compute that runs beside them.
+
+    Exchanges are as long as they are, and none begins while an operation runs but after an earlier one or the slot's
+    input: so all that can run beside an operation have their place once those before it have ended.
+    """
+    count = len(operations)
+    ends: list[float | None] = [None] * count
+    found, spans = list(legs), list[tuple[float, float]]()
+    waiting = [place for place in range(count - 1, -1, -1) if operations[place].stream == "communication"]
+    compute = communication = 0.0
+    for place, operation in enumerate(operations):
+        if operation.stream == "communication":
+            continue
+        while waiting:
+            exchange = waiting[-1]
+            after = operations[exchange].after
+            input_at = ends[after[0]] if after else 0.0
+            if input_at is None:
+                break
+            begin = input_at if input_at > communication else communication
+            communication = ends[exchange] = begin + legs[exchange].busiest
+            spans.append((begin, communication))
+            waiting.pop()
+        input_at = ends[operation.after[0]] if operation.after else 0.0
+        begin = compute if input_at is None or compute > input_at else input_at
+        leg, factor = legs[place], slowed[place]
+        while spans and spans[0][1] <= begin:
+            spans.pop(0)
+        compute = ends[place] = _finished(begin, leg.busiest, factor, spans) if spans else begin + leg.busiest
+        if leg.busiest:
+            found[place] = Leg(compute - begin, leg.mean * (compute - begin) / leg.busiest)
+    return found
+
+
+def _finished(now: float, left: float, slowed: float, spans: list[tuple[float, float]]) -> float:
+    """When work of `left` seconds is done that begins `now` and takes `slowed` times as long inside the spans."""
+    for begin, end in spans:
+        if begin > now:
+            if left <= begin - now:
+                break
+            left, now = left - (begin - now), begin
+        if left * slowed <= end - now:
+            return now + left * slowed
+        left, now = left - (end - now) / slowed, end
+    return now + left
+
+
+def paths(operations: tuple[Operation, ...], legs: list[Leg], end: float) -> tuple[Reach, Reach, Reach]:
+    """Longest paths from the rank being free, from the forward's arrival, and from the backward's, of a slot that takes
+    until `end` alone."""
+    if one_chain(operations):
+        side = operations[-1].side if operations else "weight"
+        free = Reach(end, end if side == "forward" else -inf, end if side == "backward" else -inf)
+        return (free, free, free)
     free = _reach(operations, legs, "free")
-    sides = {operation.side for operation in operations}
-    if len(sides) == 1:  # one chain: its input opens the slot as a free rank does
+    if len({operation.side for operation in operations}) == 1:  # its input opens the slot as a free rank does
         return (free, free, free)
     return free, _reach(operations, legs, "forward"), _reach(operations, legs, "backward")
 
@@ -98,5 +150,5 @@ def _reach(operations: tuple[Operation, ...], legs: list[Leg], source: str) -> R
         else:
             communication = end
         if operation.exit:
-            out[operation.side] = end
+            out[operation.side] = end if end > out[operation.side] else out[operation.side]
     return Reach(max(compute, communication), out["forward"], out["backward"])

@@ -33,7 +33,8 @@ class Rates:
     """What a GPU sustains in a training step.
 
     `gemm`, `grouped_gemm` (in the compute format), `bf16_gemm`, `scores` in FLOP/s; `memory` in bytes/s;
-    `quantize` the factor on memory-bound passes; `weight_bytes` bytes a weight element as a GEMM reads it;
+    `quantize` the factor on memory-bound passes; `weight_bytes` bytes a weight element as a GEMM reads it; `experts`
+    how many times as long routed rows take as by these rates (expert layers that were measured);
     `band` the relative range (90 % of calibrated rows lie within).
     """
 
@@ -46,6 +47,7 @@ class Rates:
     weight_bytes: float
     basis: Basis
     band: float
+    experts: float = 1.0
 
 
 def rates(gpu: GpuSpec, compute: ComputeFormat, busy_multiprocessors: int = 0, measured: str | None = None) -> Rates:

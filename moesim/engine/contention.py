@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from moesim.engine.fluid import FluidNetwork
 from moesim.network.dispatchers import PortTimes
-from moesim.network.topology import GroupNetwork
 from moesim.step.model import StepModel
 
 Floats = NDArray[np.float64]
@@ -31,6 +30,11 @@ class Wire:
     send_elsewhere: Floats
     receive_elsewhere: Floats
 
+    def times(self, share: float) -> Wire:
+        """A part of it."""
+        there, elsewhere = (self.send, self.receive), (self.send_elsewhere, self.receive_elsewhere)
+        return Wire(*(share * whole for whole in (*there, *elsewhere)))
+
 
 def shares_ports(model: StepModel, stage: int) -> bool:
     """Whether a pipeline rank's gradient reduction and its exchanges meet on the same tier of links."""
@@ -41,27 +45,30 @@ def shares_ports(model: StepModel, stage: int) -> bool:
     return model.mover.network.domains > 1 if once.leaves_domain else scenario.parallelism.expert > 1
 
 
-def wire(exchange: PortTimes, place: tuple[int, int], group: GroupNetwork, leaves_domain: bool) -> Wire:
+def wire(exchange: PortTimes, place: tuple[int, int], leaves_domain: bool) -> Wire:
     """The wire time of one layer's and sample's exchange; the shared tier is the one between domains, or inside."""
-    up, out = group.port_bandwidth, group.own_nic_rate
-
-    def seconds(moved: Floats, rate: float) -> Floats:
-        return moved[place] / rate if rate else np.zeros(group.ranks)
-
-    near = (seconds(exchange.bytes_up, up), seconds(exchange.received_up, up))
-    far = (seconds(exchange.bytes_out, out), seconds(exchange.received_out, out))
+    near = exchange.up_send[place], exchange.up_receive[place]
+    far = exchange.out_send[place], exchange.out_receive[place]
     return Wire(*far, *near) if leaves_domain else Wire(*near, *far)
+
+
+def reduction_wire(model: StepModel, stage: int) -> Floats:
+    """Seconds [R] that the gradient reduction has each rank's port: all carry alike, the slowest the longest."""
+    once, group = model.data_parallel[stage], model.mover.network
+    rates = np.broadcast_to(group.own_nic_rates if once.leaves_domain else group.own_up_rates, group.ranks)
+    return np.asarray(once.wire * rates.min() / rates)
 
 
 class SharedPorts:
     """The ports of one pipeline rank's group while its gradients are on the wire."""
 
-    def __init__(self, env: simpy.Environment, ranks: int, reduction: float) -> None:
+    def __init__(self, env: simpy.Environment, reduction: Floats) -> None:
+        ranks = len(reduction)
         self.env, self.ranks, self.alone = env, ranks, reduction
         self.network = FluidNetwork(env, np.ones(2 * ranks))
         self.began = env.now
         both = np.arange(2 * ranks, dtype=np.int32).reshape(2, ranks).T.ravel()
-        self.reduction = self.network.start(2 * np.arange(ranks + 1), both, np.full(ranks, reduction))
+        self.reduction = self.network.start(2 * np.arange(ranks + 1), both, reduction)
 
     @property
     def busy(self) -> bool:
@@ -71,7 +78,7 @@ class SharedPorts:
     @property
     def delay(self) -> float:
         """Seconds by which exchanges held the reduction up."""
-        return max(0.0, float(np.max(np.asarray(self.reduction.value))) - self.began - self.alone)
+        return max(0.0, float(np.max(np.asarray(self.reduction.value) - self.alone)) - self.began)
 
     def exchange(self, asked: Wire) -> simpy.Event:
         """Begins an exchange; its event's value goes to `delays`."""

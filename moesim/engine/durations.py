@@ -67,7 +67,8 @@ class Durations:
     def wire(self, slot: Slot, operation: Operation, leaves_domain: bool) -> Wire:
         """What an exchange asks of the ports that it shares."""
         exchange: PortTimes = getattr(self.routed, operation.kind)
-        return wire(exchange, self.place(slot, operation), self.model.mover.network, leaves_domain)
+        asked = wire(exchange, self.place(slot, operation), leaves_domain)
+        return asked if operation.share == 1.0 else asked.times(operation.share)
 
     def _exchange(
         self, slot: Slot, operation: Operation, begin: Floats, late: tuple[Floats, Floats] | None
@@ -75,21 +76,31 @@ class Durations:
         """Own sends out, and everything meant for the rank arrived from the group's slowest begin."""
         exchange: PortTimes = getattr(self.routed, operation.kind)
         place = self.place(slot, operation)
-        send, receive = exchange.send[place], exchange.receive[place]
+        send, receive, own, latency = (
+            exchange.send[place],
+            exchange.receive[place],
+            exchange.own[place],
+            exchange.latency,
+        )
+        if operation.share != 1.0:
+            send, receive, own, latency = (operation.share * whole for whole in (send, receive, own, latency))
         if late is not None:
-            send, receive = send + late[0], receive + late[1]
-        sent = begin + (exchange.latency + send)
-        arrived = receive + (exchange.latency + np.maximum.reduce(begin))
+            send, receive, own = send + late[0], receive + late[1], own + np.maximum(*late)
+        sent = begin + (latency + send)
+        arrived = receive + (latency + np.maximum.reduce(begin))
         end = np.where(receive > 0, np.maximum(sent, arrived), sent)
-        return end, np.maximum(send, receive) + exchange.latency
+        return end, own + latency
 
     def _compute(self, slot: Slot, operation: Operation) -> Floats | float:
         """Seconds of compute: forward, backward with or without its weight gradients, or those alone."""
-        deferred = slot.weight is None
+        deferred = self.model.work(slot).deferred
+        seconds: Floats | float
         if operation.kind == "experts" and self.routed is not None:
             layer, sample = self.place(slot, operation)
-            return self.routed.seconds((layer, sample), operation.phase, deferred)
-        return self.model.prices.seconds(operation.kind, operation.layer, operation.phase, deferred)
+            seconds = self.routed.seconds((layer, sample), operation.phase, deferred)
+        else:
+            seconds = self.model.prices.seconds(operation.kind, operation.layer, operation.phase, deferred)
+        return seconds if operation.share == 1.0 else operation.share * seconds
 
 
 def _sample_plan(model: StepModel, routed: RoutedWork | None, step: int, streams: Streams) -> NDArray[np.int64]:

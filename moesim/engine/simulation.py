@@ -66,7 +66,7 @@ def _plan(env: simpy.Environment, model: StepModel, devices: list[Device]) -> No
     for device, slots in zip(devices, model.order, strict=True):
         own = stays(slots, last_chunk)
         for slot in slots:
-            operations = model.operations(slot)
+            operations, _, slowed = model.work(slot)
             entry = dict.fromkeys(("forward", "backward", "weight"))
             needs = inputs(slot, last_chunk)
             entry.update({key[0]: events[key] for key in needs})
@@ -82,7 +82,7 @@ def _plan(env: simpy.Environment, model: StepModel, devices: list[Device]) -> No
                 for name in STREAMS
             }
             done = [env.event() for _ in operations]
-            device.runs.append(SlotRun(slot, operations, positions, done, entry, leaving, hops, sends))
+            device.runs.append(SlotRun(slot, operations, positions, done, entry, leaving, hops, sends, slowed))
 
 
 def _gather_parameters(model: StepModel, device: Device) -> None:
@@ -129,6 +129,8 @@ def _finish(model: StepModel, devices: list[Device], recorder: Recorder) -> Simu
     ends = []
     for device in devices:
         once = model.data_parallel[device.stage]
+        if device.gradients is not None:
+            device.gradients.network.check()
         late = device.gradients.delay if device.gradients else 0.0
         reduction = exposed(once.reduce + late, model.compute_seconds[device.stage][1], once.exposed_share)
         free = device.free["compute"]
@@ -158,6 +160,7 @@ def _add_loads(durations: Durations, columns: Columns) -> None:
     routed = durations.routed
     if routed is None:
         return
+    parts = durations.model.scenario.microbatch_parts
     moe_place = np.full(durations.model.scenario.model.layers + 1, -1)
     for moe_layer, position in durations.model.moe_index.items():
         moe_place[moe_layer] = position
@@ -166,8 +169,10 @@ def _add_loads(durations: Durations, columns: Columns) -> None:
         layer = moe_place[columns["layer"][rows]]
         sample = durations.sample_of[layer, columns["microbatch"][rows]]
         if name == "experts":
-            columns["rows"][rows] = routed.rows.sum(axis=-1)[layer, sample]
+            # A part's rows, but for weight gradients alone in their slot, which are those of the whole microbatch.
+            whole = (columns["phase"][rows] == "weight") & ~durations.model.aside.weights
+            columns["rows"][rows] = routed.rows.sum(axis=-1)[layer, sample] / np.where(whole, 1, parts)
             continue
         exchange = getattr(routed, name)
-        columns["bytes_up"][rows] = exchange.bytes_up.sum(axis=-1)[layer, sample]
-        columns["bytes_out"][rows] = exchange.bytes_out.sum(axis=-1)[layer, sample]
+        columns["bytes_up"][rows] = exchange.bytes_up.sum(axis=-1)[layer, sample] / parts
+        columns["bytes_out"][rows] = exchange.bytes_out.sum(axis=-1)[layer, sample] / parts

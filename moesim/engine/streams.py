@@ -18,11 +18,12 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
-from moesim.engine.contention import SharedPorts, shares_ports
+from moesim.engine.beside import Exchanges
+from moesim.engine.contention import SharedPorts, reduction_wire, shares_ports
 from moesim.engine.durations import Durations
 from moesim.engine.recorder import Recorder
 from moesim.errors import InternalError
-from moesim.step.operations import EXCHANGES, Operation
+from moesim.step.operations import Operation
 from moesim.step.schedules import Slot
 
 Floats = NDArray[np.float64]
@@ -34,7 +35,8 @@ STREAMS = ("compute", "communication")
 @dataclass(frozen=True)
 class SlotRun:
     """One slot of one pipeline rank: operations, their events, and by side the events of its inputs and outputs, the
-    seconds that an input is on its way, and whether an output is sent."""
+    seconds that an input is on its way, and whether an output is sent. `slowed`: how many times as long each operation
+    takes while an exchange runs; None where none runs beside any."""
 
     slot: Slot
     operations: tuple[Operation, ...]
@@ -44,10 +46,23 @@ class SlotRun:
     exit: dict[str, simpy.Event | None]
     hops: dict[str, float]
     sends: dict[str, bool]
+    slowed: list[float] | None = None
 
     def last(self, stream: str) -> int | None:
         """Position of the slot's last operation on a stream, if any."""
         return self.positions[stream][-1] if self.positions[stream] else None
+
+    def output(self, side: str) -> Floats | None:
+        """When each rank [R] has the slot's output on a side; None while an operation that makes it runs."""
+        made = [event for event, operation in zip(self.done, self.operations, strict=True) if _makes(operation, side)]
+        if not all(event.triggered for event in made):
+            return None
+        output: Floats = np.maximum.reduce([ended(event) for event in made])
+        return output
+
+
+def _makes(operation: Operation, side: str) -> bool:
+    return operation.exit and operation.side == side
 
 
 def ended(event: simpy.Event) -> Floats:
@@ -72,6 +87,7 @@ class Device:
         self.free = {stream: np.zeros(durations.ranks) for stream in STREAMS}
         self.communicating_since = np.zeros(durations.ranks)
         self.gradients: SharedPorts | None = None
+        self.exchanges = Exchanges()
 
     def start(self) -> None:
         """Puts both streams on the clock."""
@@ -102,8 +118,7 @@ class Device:
 
     def _reduce_gradients(self) -> None:
         """Puts the gradients on the wire."""
-        wire = self.durations.model.data_parallel[self.stage].wire
-        self.gradients = SharedPorts(self.env, self.durations.ranks, wire)
+        self.gradients = SharedPorts(self.env, reduction_wire(self.durations.model, self.stage))
 
     def _shared_exchange(self, ports: SharedPorts, run: SlotRun, operation: Operation) -> Delays:
         """Runs an exchange beside the gradients; how much later each rank's sends and receives end [R]."""
@@ -149,20 +164,49 @@ class Device:
                 yield arrival
             begin = np.maximum(begin, ended(arrival) + run.hops[operation.side])
         begin = self.durations.together(operation, begin)
-        late = None
-        if self.gradients is not None and self.gradients.busy and operation.kind in EXCHANGES:
+        if run.slowed is not None and stream == "compute" and run.slowed[position] > 1.0:
+            yield from self._slowed(run, position, begin)
+        else:
+            yield from self._undisturbed(run, position, begin)
+        leaving = run.exit[operation.side] if operation.exit else None
+        output = run.output(operation.side) if leaving is not None else None
+        if leaving is not None and output is not None:
+            leaving.succeed(output)
+            if run.sends[operation.side]:
+                self.recorder.message(self.stage, run.slot, operation, output, self.durations.hop)
+
+    def _undisturbed(self, run: SlotRun, position: int, begin: Floats) -> Process:
+        """An operation whose end is known when it begins, or an exchange beside gradients."""
+        operation, late = run.operations[position], None
+        exchanges = operation.stream == "communication"
+        if exchanges and run.slowed is not None:
+            self.exchanges.begins(begin)
+        if exchanges and self.gradients is not None and self.gradients.busy:
             late = yield from self._shared_exchange(self.gradients, run, operation)
         end, busy = self.durations.run(run.slot, operation, begin, late)
+        if exchanges and run.slowed is not None:
+            self.exchanges.ends(end)
         self._account(run, operation, begin)
         self.recorder.operation(self.stage, run.slot, operation, begin, end, busy)
-        self.free[stream] = end
+        self.free[operation.stream] = end
         yield self.env.timeout(max(0.0, float(np.maximum.reduce(end)) - self.env.now))
         run.done[position].succeed(end)
-        leaving = run.exit[operation.side] if operation.exit else None
-        if leaving is not None:
-            leaving.succeed(end)
-            if run.sends[operation.side]:
-                self.recorder.message(self.stage, run.slot, operation, end, self.durations.hop)
+
+    def _slowed(self, run: SlotRun, position: int, begin: Floats) -> Process:
+        """Compute that ends the later, the more of its time an exchange runs.
+
+        It is looked at when it must be over, for by then all exchanges that ran beside it have begun. Where ranks drift
+        apart, one that follows another still under way on the slowest rank is missed until that is over.
+        """
+        operation, slowed = run.operations[position], run.slowed[position] if run.slowed else 1.0
+        end, alone = self.durations.run(run.slot, operation, begin)
+        latest = float(np.maximum.reduce(begin + slowed * alone))
+        self._account(run, operation, begin)
+        yield self.env.timeout(max(0.0, latest - self.env.now))
+        end = self.exchanges.finished(begin, alone, slowed)
+        self.recorder.operation(self.stage, run.slot, operation, begin, end, end - begin)
+        self.free[operation.stream] = end
+        run.done[position].succeed(end)
 
     def _account(self, run: SlotRun, operation: Operation, begin: Floats) -> None:
         """Splits the compute stream's idle time before an operation into exposed communication and pipeline wait."""

@@ -15,7 +15,9 @@ from typing import Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.network.portload import Traffic, busiest_port, ring_out_rate
+from moesim.network.coefficients import law
+from moesim.network.portload import Traffic, busiest_port
+from moesim.network.rings import ring_out_rate
 from moesim.network.topology import GroupNetwork
 
 Floats = NDArray[np.float64]
@@ -132,7 +134,7 @@ def ring_law(group: GroupNetwork, use: Use, passes: int = 1) -> RingLaw:
     if use == "alone" and group.domains == 1:
         return _alone_in_domain(group, passes)
     laws = group.law("collectives")
-    rate = ring_bandwidth(group) * laws.value("ring", use)
+    rate = ring_bandwidth(group) * laws.value("ring", use) * (1.0 if use == "alone" else _own_rings(group))
     if use == "alone":
         further = max(0.0, group.domains - laws.value("alone_domains"))
         alpha = laws.value("alone_alpha") + group.added_latency + passes * laws.assumed("ring_hop") * further
@@ -185,6 +187,14 @@ def fabric_all_to_all(group: GroupNetwork) -> AllToAllLaw:
     return AllToAllLaw(laws.value("alpha") + group.added_latency, laws.value("eta_up"), out, laws.value("root"))
 
 
+def _own_rings(group: GroupNetwork) -> float:
+    """How much faster the cluster's own rings were measured, alone, than the catalog's: steps, fitted whole, follow."""
+    if group.calibration is None:
+        return 1.0
+    entry, *key = ("collectives", "ring", "alone") if group.domains > 1 else ("nccl-domain", "eta")
+    return group.law(entry).value(*key) / law(entry).value(*key)
+
+
 def ring_bandwidth(group: GroupNetwork) -> float:
     """Bytes/s of a ring through all ranks: scale-up links, or all members' NICs together where it leaves a domain."""
     if group.torus is not None:
@@ -193,14 +203,9 @@ def ring_bandwidth(group: GroupNetwork) -> float:
         inside = group.scale_up_rate if group.ranks_per_domain > 1 else np.inf
     if group.domains == 1:
         return float(inside)
-    if group.degraded or group.fabric.kind == "links" or group.fabric.levels > 2:
-        return float(min(inside, ring_out_rate(group) * group.fabric_state))
-    out = group.fair_nic_rate * group.ranks_per_domain * group.fabric_state
-    if group.leaf is not None:
-        # A ring leaves each leaf once, so the uplinks of all domains under it carry one domain's flow.
-        below = min(group.domains, group.fabric.leaf_ports)
-        out = min(out, out * below / group.oversubscription)
-    return float(min(inside, out))
+    if "ring out" not in group.memo:
+        group.memo["ring out"] = ring_out_rate(group)
+    return float(min(inside, group.memo["ring out"] * group.fabric_state))
 
 
 def domain_efficiency(group: GroupNetwork, ranks: int) -> float:

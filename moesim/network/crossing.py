@@ -44,7 +44,7 @@ class Crossing:
 
 def crossing(router: Router, seats: Seats) -> Crossing:
     """Who carries for whom. Raises `InfeasibleError` where two ranks of different domains are cut apart."""
-    out, into = (_carriers(links, router, seats) for links in router.own)
+    out, into = (_carriers(links, way, seats) for links, way in zip(router.own, ("out of", "into"), strict=True))
     found = Crossing(out, into, {}, {})
     place = router.place[seats.gpu]
     for here, there in np.argwhere(_pairs(place[out], place[into], seats.domain) > 0):
@@ -53,13 +53,14 @@ def crossing(router: Router, seats: Seats) -> Crossing:
     return found
 
 
-def _carriers(links: list[list[int]], router: Router, seats: Seats) -> Ints:
-    """Each rank itself, or, where it has no link left, the nearest member of its domain that carries for fewest."""
+def _carriers(links: list[list[int]], way: str, seats: Seats) -> Ints:
+    """Each rank itself, or, where it has no link left one `way`, the nearest member of its domain that carries for
+    fewest."""
     found = np.arange(len(seats.gpu))
     for rank in found[[not links[gpu] for gpu in seats.gpu]]:
         near = [r for r in np.flatnonzero(seats.domain == seats.domain[rank]) if links[seats.gpu[r]]]
         if not near or not seats.hand_over:
-            _cut_off(f"gpu{seats.gpu[rank]} has no link left, and no member of its domain to send through")
+            _cut_off(f"gpu{seats.gpu[rank]} has no link left that leads {way} it, and no neighbour to stand in")
         found[rank] = min(near, key=lambda r: (int((found == r).sum()), abs(int(r - rank)), int(r)))
     return found
 

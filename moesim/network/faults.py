@@ -2,7 +2,9 @@
 
 R ranks, N domains of the group, G GPUs of a domain, M NICs (or sets of NICs) of a domain. A degraded link is stated by
 the cluster's GPU numbers; the group simulated stands for the one that holds it, so that GPU g is its rank
-`g // stride mod R`. Faults of several groups are thereby put into one: the slowest that could be.
+`g // stride mod R`; on a torus, whose groups are boxes of neighbouring chips, it is the chip at g's place in its box.
+Faults of several groups are thereby put into one: the slowest that could be. Links between GPUs of two groups carry
+nothing of either.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.errors import InfeasibleError, UserError
+from moesim.errors import InfeasibleError
 from moesim.network.torus import Torus
 from moesim.specs.links import DegradedKind, DegradedSpec, nodes
 
@@ -34,6 +36,11 @@ class Members:
     def rank(self, gpu: int) -> int:
         """The rank that a GPU of the cluster stands for."""
         return gpu // self.stride % self.ranks
+
+    def together(self, here: int, there: int) -> bool:
+        """Whether one group has both GPUs."""
+        span = self.stride * self.ranks
+        return here // span == there // span and (here - there) % self.stride == 0
 
     @property
     def domains(self) -> int:
@@ -92,47 +99,53 @@ def scale_up_shares(degraded: Iterable[DegradedSpec], members: Members) -> Float
     return share
 
 
-def direct_pairs(degraded: Iterable[DegradedSpec], members: Members) -> Iterator[tuple[int, int, float]]:
-    """Ranks a, b and the share left of the direct links between GPUs, both ways."""
+def direct_pairs(degraded: Iterable[DegradedSpec]) -> Iterator[tuple[int, int, float]]:
+    """GPUs a, b of the cluster and the share left of the direct link between them, both ways."""
     for spec in degraded:
         ends = [nodes(text) for text in spec.between or ()]
         if len(ends) != 2 or not all(end.are_gpus for end in ends):
             continue
         for here in range(ends[0].first or 0, (ends[0].last or 0) + 1):
             for there in range(ends[1].first or 0, (ends[1].last or 0) + 1):
-                yield members.rank(here), members.rank(there), spec.share
+                yield here, there, spec.share
 
 
 def mesh_shares(degraded: tuple[DegradedSpec, ...], members: Members) -> Floats:
     """Share [R, R] left of the link between two ranks of a full mesh: a link is as wide as its narrower end."""
     own = scale_up_shares(degraded, members)
     share = np.minimum(own[:, None], own[None, :])
-    for here, there, left in direct_pairs(degraded, members):
-        share[here, there] = share[there, here] = min(share[here, there], left)
+    for one, other, left in direct_pairs(degraded):
+        if members.together(one, other):
+            here, there = members.rank(one), members.rank(other)
+            share[here, there] = share[there, here] = min(share[here, there], left)
     return share
 
 
 def torus_shares(degraded: tuple[DegradedSpec, ...], members: Members, torus: Torus) -> Floats:
-    """Share [N, chips, dimensions, 2] left of the torus links that leave each chip, up and down each dimension.
-
-    Raises `UserError` where `between` names two chips that are no neighbours.
-    """
-    per, near = torus.chips, torus.neighbours
+    """Share [N, chips, dimensions, 2] left of the torus links that leave each chip, up and down each dimension."""
+    near = torus.neighbours
     share: Floats = np.ones((members.domains, *near.shape))
-    ends = np.ones(members.domains * per)
-    ends[: members.ranks] = scale_up_shares(degraded, members)
-    own: Floats = ends.reshape(members.domains, per)
+    own: Floats = np.ones((members.domains, torus.chips))
+    for spec in of_kind(degraded, "scale-up"):
+        domain, _, chip = _seat(spec.gpu or 0, members, torus)
+        own[domain, chip] = min(own[domain, chip], spec.share)
     reached = np.where(near >= 0, own[:, near], 1.0)
     share = np.where(near >= 0, np.minimum(own[:, :, None, None], reached), share)
-    for here, there, left in direct_pairs(degraded, members):
-        domain, chip, other = here // per, here % per, there % per
-        found = np.argwhere(near[chip] == other), np.argwhere(near[other] == chip)
-        if there // per != domain or not len(found[0]):
-            raise UserError(f"cluster.degraded: ranks {here} and {there} are no neighbours on the torus {torus.shape}")
-        for place, ways in ((chip, found[0]), (other, found[1])):
-            for axis, way in ways:
-                share[domain, place, axis, way] = min(share[domain, place, axis, way], left)
+    for one, two, left in direct_pairs(degraded):
+        (domain, box, chip), (_, other_box, other) = (_seat(gpu, members, torus) for gpu in (one, two))
+        if box != other_box:
+            continue
+        for here, there in ((chip, other), (other, chip)):
+            for axis, way in np.argwhere(near[here] == there):
+                share[domain, here, axis, way] = min(share[domain, here, axis, way], left)
     return share
+
+
+def _seat(gpu: int, members: Members, torus: Torus) -> tuple[int, tuple[int, ...], int]:
+    """The domain of the group that a GPU of the cluster stands for, the box of the machines that has it, its chip."""
+    machine, place = divmod(gpu, members.size)
+    box, chip = torus.seat(place)
+    return machine % members.domains, (machine, *box), chip
 
 
 def plane_factor(degraded: Iterable[DegradedSpec], planes: int) -> float:

@@ -245,20 +245,40 @@ class GroupNetwork:
     def _pod_label(self) -> Ints:
         return self._block // self.fabric.pod_leaves
 
-    @cached_property
-    def crosses_leaves(self) -> NDArray[np.bool_]:
-        """Whether traffic between two ranks' domains climbs the uplinks, [R, R].
+    @property
+    def leaf_place(self) -> Ints:
+        """Place [R] of each rank; traffic between ranks of two such places climbs the leaves' uplinks.
 
         On rails a message goes over the scale-up links to the GPU on the destination's rail first, where there are any.
         """
         rails_first = self.fabric.kind == "rail-optimized" and self.kind in ("nvlink", "xgmi")
-        place = self._block if rails_first or self.leaf is None else self.leaf
-        return np.not_equal(place[:, None], place[None, :])
+        return self._block if rails_first or self.leaf is None else self.leaf
+
+    @property
+    def pod_place(self) -> Ints:
+        """The same for the core above the pods."""
+        return self._pod_label
+
+    @cached_property
+    def crosses_leaves(self) -> NDArray[np.bool_]:
+        """Whether traffic between two ranks' domains climbs the uplinks, [R, R]."""
+        return np.not_equal(self.leaf_place[:, None], self.leaf_place[None, :])
 
     @cached_property
     def crosses_pods(self) -> NDArray[np.bool_]:
         """Whether traffic between two ranks goes through the core, [R, R]."""
-        return np.not_equal(self._pod_label[:, None], self._pod_label[None, :])
+        return np.not_equal(self.pod_place[:, None], self.pod_place[None, :])
+
+    def _room(self, block: Ints, leaves: int) -> Floats:
+        """Domains that `leaves` leaf switches are built for over those the cluster has under them, [R]; `block` [R] is
+        which set of leaves a rank is under.
+
+        A switch is cabled as a whole: where the cluster ends in the midst of one, those under it have all its uplinks.
+        """
+        ports = self.fabric.leaf_ports
+        cluster = max(-(-self.cluster_gpus // self.gpus_per_domain), int(block.max()) * leaves * ports + 1)
+        below = np.minimum(cluster - block * leaves * ports, leaves * ports)
+        return np.asarray(-(-below // ports) * ports / below)
 
     @cached_property
     def uplink_capacity(self) -> Floats:
@@ -266,7 +286,7 @@ class GroupNetwork:
         if self.leaf is None:
             return np.zeros(0)
         stated = [(self._leaf_of(spec.leaf), spec.share) for spec in self.degraded if spec.leaf is not None]
-        below = np.bincount(self.leaf) * self._homes_a_rider
+        below = np.bincount(self.leaf, weights=self._room(self._block, 1)) * self._homes_a_rider
         return below * (self._even_nic_rate / self.oversubscription) * faults.labelled(self.leaf, stated)
 
     @cached_property
@@ -277,7 +297,8 @@ class GroupNetwork:
         span = self.fabric.pod_leaves * self.fabric.leaf_ports * self.gpus_per_domain
         stated = [(self.pod[self.members.rank(s.pod * span)], s.share) for s in self.degraded if s.pod is not None]
         ratio = self.oversubscription * self.fabric.upper_oversubscription
-        return np.bincount(self.pod) * (self._even_nic_rate / ratio) * faults.labelled(self.pod, stated)
+        below = np.bincount(self.pod, weights=self._room(self._pod_label, self.fabric.pod_leaves))
+        return below * (self._even_nic_rate / ratio) * faults.labelled(self.pod, stated)
 
     def _leaf_of(self, number: int) -> int:
         """The leaf of this group that a leaf of the cluster, counted rail by rail in each block, stands for."""
@@ -351,8 +372,8 @@ class GroupNetwork:
         if self.torus is not None:
             lost = (1 - self.up_shares).mean(axis=(2, 3)).ravel()[: self.ranks]
         elif self.kind == "xgmi":
-            inside = self.domain[:, None] == self.domain[None, :]
-            lost = (1 - self.up_shares).sum(axis=1, where=inside) / (self.gpus_per_domain - 1)
+            peers = (self.domain[:, None] == self.domain[None, :]) & ~np.eye(self.ranks, dtype=np.bool_)
+            lost = (1 - self.up_shares).sum(axis=1, where=peers) / (self.gpus_per_domain - 1)
         else:
             lost = 1 - self.up_shares
         return np.asarray(self.port_bandwidth * (1 - lost))

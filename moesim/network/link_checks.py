@@ -9,6 +9,7 @@ import numpy as np
 from moesim.errors import InfeasibleError, Problem, nearest_hint
 from moesim.network.crossing import Seats, crossing
 from moesim.network.handwritten import MOST_PLACES, Router, router, wires
+from moesim.network.topology import torus
 from moesim.specs.cluster import TREES, ClusterSpec
 from moesim.specs.links import DegradedSpec, nodes
 
@@ -31,8 +32,25 @@ def _written(cluster: ClusterSpec) -> Iterator[Problem]:
         yield Problem(where, "says nothing here: hand-written links state their own bandwidth")
     if (cluster.nics_per_domain or fabric.nics_per_domain) is not None:
         yield Problem("cluster.nics_per_domain", "says nothing here: write the NICs that GPUs share as nodes")
-    if not beyond and cluster.domains > 1:
+    if cluster.oversubscription is not None or fabric.oversubscription > 1:
+        where = "cluster.oversubscription" if cluster.oversubscription else "cluster.fabric.oversubscription"
+        yield Problem(where, "says nothing here: write the uplinks of each switch with their bandwidth and count")
+    one_way = [] if beyond else list(_one_way(cluster))
+    yield from one_way
+    if not (beyond or one_way) and cluster.domains > 1:
         yield from _cut(cluster)
+
+
+def _one_way(cluster: ClusterSpec) -> Iterator[Problem]:
+    """GPUs that links lead out of and none into, or the other way round."""
+    found = wires(cluster.fabric.links, (), cluster.gpus)
+    rates = found.gpu_rates(found.healthy) > 0
+    for column, has, lacks in ((0, "out of", "into"), (1, "into", "out of")):
+        lost = np.flatnonzero(rates[:, column] & ~rates[:, 1 - column])
+        if len(lost):
+            more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+            what = f"gpu{lost[0]}{more}: links lead {has} it, none {lacks} it; a second link, or one_way: false"
+            yield Problem("cluster.fabric.links", what)
 
 
 def _beyond(index: int, cluster: ClusterSpec) -> Iterator[Problem]:
@@ -129,6 +147,31 @@ def _between(where: str, between: tuple[str, str], cluster: ClusterSpec) -> Iter
         )
     elif not all(end.are_gpus and (end.last or 0) < cluster.gpus for end in ends):
         yield Problem(where, f"{between[0]} and {between[1]} must be GPUs; allowed: gpu0-{cluster.gpus - 1}")
+    else:
+        yield from _neighbours(where, between, cluster)
+
+
+def _neighbours(where: str, between: tuple[str, str], cluster: ClusterSpec) -> Iterator[Problem]:
+    """The mesh or torus has a link between some of the GPUs."""
+    size = cluster.gpus if cluster.fabric.kind == "torus" else cluster.gpus_per_domain
+    one, other = (range(end.first or 0, (end.last or 0) + 1) for end in map(nodes, between))
+    pairs = [(a, b) for a in one for b in other if a != b and a // size == b // size]
+    if not pairs:
+        yield Problem(where, f"no link joins {between[0]} and {between[1]}: they share no domain")
+        return
+    if cluster.fabric.kind != "torus" and cluster.gpu.scale_up_kind != "torus":
+        return
+    machine = torus(cluster)
+    near = machine.neighbours
+    if not any((near[a % size] == b % size).any() for a, b in pairs):
+        beside = np.unique(near[pairs[0][0] % size]) + pairs[0][0] // size * size
+        next_to = ", ".join(f"gpu{chip}" for chip in beside if 0 <= chip < cluster.gpus)
+        shape = " x ".join(map(str, machine.shape))
+        yield Problem(
+            where,
+            f"{between[0]} and {between[1]} are no neighbours on the torus of {shape};"
+            f" neighbours of gpu{pairs[0][0]}: {next_to}",
+        )
 
 
 def _by_gpu(cluster: ClusterSpec) -> bool:

@@ -53,13 +53,8 @@ def busiest_port(traffic: Traffic, group: GroupNetwork) -> PortLoads:
     if group.domains == 1:
         nothing = np.zeros(traffic.up.shape[:-1])
         return PortLoads(*up, nothing, nothing)
-    out = _tier_by_links(traffic.out, group, True) if group.fabric.kind == "links" else _scale_out(traffic.out, group)
+    out = tier_by_links(traffic.out, group, True) if group.fabric.kind == "links" else _scale_out(traffic.out, group)
     return PortLoads(*up, *out)
-
-
-def by_links(traffic: Traffic, group: GroupNetwork) -> PortLoads:
-    """The same from each link's capacity and each flow's way, for any network: the other road to `busiest_port`."""
-    return PortLoads(*_tier_by_links(traffic.up, group, False), *_tier_by_links(traffic.out, group, True))
 
 
 def own_port(traffic: Traffic, group: GroupNetwork) -> PortLoads:
@@ -77,24 +72,6 @@ def own_port(traffic: Traffic, group: GroupNetwork) -> PortLoads:
         seconds(traffic.out.sum(axis=-1), out),
         seconds(traffic.out.sum(axis=-2), out),
     )
-
-
-def ring_out_rate(group: GroupNetwork) -> float:
-    """Bytes/s that leave a domain while a ring a member runs through its likes in the other domains, all at once.
-
-    A ring is as slow as the slowest link on it, degraded links among them.
-    """
-    if group.domains == 1:
-        return float("inf")
-    domain = (group.domain + 1) % group.domains
-    sizes = np.bincount(group.domain)
-    there = domain * group.ranks_per_domain + group.index % sizes[domain]
-    ring = np.zeros((group.ranks, group.ranks))
-    ring[np.arange(group.ranks), there] = 1.0
-    loads = busiest_port(Traffic(np.zeros(ring.shape), ring), group)
-    whole = sizes[group.domain] == group.ranks_per_domain
-    busiest = np.maximum(loads.out_send, loads.out_receive)[whole].max()
-    return float(group.ranks_per_domain / busiest)
 
 
 def _scale_out(copies: Floats, group: GroupNetwork) -> tuple[Floats, Floats]:
@@ -171,7 +148,8 @@ class _Ways:
     receives: NDArray[np.bool_]
 
 
-def _tier_by_links(copies: Floats, group: GroupNetwork, scale_out: bool) -> tuple[Floats, Floats]:
+def tier_by_links(copies: Floats, group: GroupNetwork, scale_out: bool) -> tuple[Floats, Floats]:
+    """Send and receive seconds a byte on one tier of any network, from each link's capacity and each flow's way."""
     send = np.zeros(copies.shape[:-1])
     receive = np.zeros(copies.shape[:-1])
     if not np.any(copies):

@@ -217,8 +217,11 @@ class Fabric:
 
     def pieces(self, traffic: Floats) -> Iterator[Piece]:
         """Through a NIC, up as far as the way needs to, down and through a NIC; split evenly over planes."""
-        source, target, size = entries(traffic)
-        size /= len(self._planes)
+        yield from self.routed(*entries(traffic))
+
+    def routed(self, source: Numbers, target: Numbers, size: Floats) -> Iterator[Piece]:
+        """The same of flows [F] named one by one."""
+        size = size / len(self._planes)
         for stages, chosen in self._heights(source, target):
             here, there, moved = source[chosen], target[chosen], size[chosen]
             for plane in range(len(self._planes)):
@@ -231,8 +234,8 @@ class Fabric:
             return
         height = np.zeros(len(source), dtype=np.int8)
         for number, (stage, _, _) in enumerate(self._stages[1:]):
-            crosses = self.group.crosses_leaves if stage == "leaf" else self.group.crosses_pods
-            height |= crosses[source, target].astype(np.int8) << number
+            place = self.group.leaf_place if stage == "leaf" else self.group.pod_place
+            height |= (place[source] != place[target]).astype(np.int8) << number
         for code in range(1 << (len(self._stages) - 1)):
             chosen = height == code
             if chosen.any():

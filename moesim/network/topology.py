@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 
 from moesim.errors import InfeasibleError, UserError
@@ -12,9 +14,9 @@ from moesim.network.torus import Torus, most_cubic, sub_torus
 from moesim.provenance import Basis, worst
 from moesim.specs.cluster import ClusterSpec
 from moesim.specs.gpu import ScaleUpKind
-from moesim.specs.links import nodes
+from moesim.specs.links import DegradedSpec, nodes
 
-__all__ = ["GroupNetwork", "degraded_note", "group"]
+__all__ = ["GroupNetwork", "degraded_note", "group", "torus"]
 
 
 def group(cluster: ClusterSpec, ranks: int, stride: int = 1) -> GroupNetwork:
@@ -47,11 +49,11 @@ def group(cluster: ClusterSpec, ranks: int, stride: int = 1) -> GroupNetwork:
         stride=stride,
         fabric=fabric,
         oversubscription=cluster.oversubscription or fabric.oversubscription,
-        torus=_torus(cluster, inside) if kind == "torus" and inside > 1 else None,
+        torus=torus(cluster, inside) if kind == "torus" and inside > 1 else None,
         basis=_basis(cluster, ranks > inside, inside > 1),
         multiprocessors=gpu.multiprocessors,
         calibration=cluster.calibration,
-        degraded=cluster.degraded,
+        degraded=_slower(cluster),
         cluster_gpus=cluster.gpus,
         first_gpu=_first_gpu(cluster, ranks, stride) if fabric.kind == "links" and ranks > inside else 0,
     )
@@ -62,13 +64,19 @@ def group(cluster: ClusterSpec, ranks: int, stride: int = 1) -> GroupNetwork:
 def _first_gpu(cluster: ClusterSpec, ranks: int, stride: int) -> int:
     """Where the group begins that has the first degraded link, or that loads degraded links most."""
     groups = Neighbours(cluster.gpus, ranks, stride, cluster.gpus_per_domain)
-    named = [spec.gpu for spec in cluster.degraded if spec.gpu is not None]
-    named += [end.first or 0 for spec in cluster.degraded for end in map(nodes, spec.between or ()) if end.are_gpus]
-    if named or not cluster.degraded:
+    degraded = _slower(cluster)
+    named = [spec.gpu for spec in degraded if spec.gpu is not None]
+    named += [end.first or 0 for spec in degraded for end in map(nodes, spec.between or ()) if end.are_gpus]
+    if named or not degraded:
         return groups.holding(named[0]) if named else 0
-    found = wires(cluster.fabric.links, cluster.degraded, cluster.gpus)
+    found = wires(cluster.fabric.links, degraded, cluster.gpus)
     healthy = router(cluster.fabric.links, (), cluster.gpus)
     return worst_first(healthy, groups, np.flatnonzero(found.left < found.healthy))
+
+
+def _slower(cluster: ClusterSpec) -> tuple[DegradedSpec, ...]:
+    """What is degraded and not at its full share."""
+    return tuple(spec for spec in cluster.degraded if spec.share < 1)
 
 
 def _require_ways(network: GroupNetwork) -> None:
@@ -119,12 +127,15 @@ def _require_links(cluster: ClusterSpec, ranks: int, inside: int, up: float, nic
         )
 
 
-def _torus(cluster: ClusterSpec, ranks: int) -> Torus:
-    """The sub-torus of `ranks` chips; without a stated shape the machine is the most nearly cubic box of its chips."""
+def torus(cluster: ClusterSpec, ranks: int | None = None) -> Torus:
+    """The sub-torus of `ranks` chips, or of all that a torus of the cluster has.
+
+    Without a stated shape the machine is the most nearly cubic box of its chips.
+    """
     fabric, dimensions = cluster.fabric, cluster.gpu.torus_dimensions or 2
     chips = cluster.gpus if fabric.kind == "torus" else min(cluster.gpus, cluster.gpus_per_domain)
     machine = fabric.torus_shape or most_cubic(chips, dimensions) or (chips,)
-    return sub_torus(ranks, machine, fabric.torus_wraps)
+    return sub_torus(ranks or prod(machine), machine, fabric.torus_wraps)
 
 
 def _basis(cluster: ClusterSpec, uses_fabric: bool, uses_scale_up: bool) -> Basis:

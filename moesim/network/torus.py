@@ -7,7 +7,7 @@ exactly half-way it is split over both ways.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import product
 from math import prod
@@ -21,10 +21,14 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Torus:
-    """A box of chips; `wraps[i]` where the links of dimension i close to a ring."""
+    """A box of chips; `wraps[i]` where the links of dimension i close to a ring.
+
+    `machine` is the shape of the torus that boxes of this one fill, itself where it is empty.
+    """
 
     shape: tuple[int, ...]
     wraps: tuple[bool, ...]
+    machine: tuple[int, ...] = field(default=(), compare=False)
 
     @property
     def chips(self) -> int:
@@ -51,6 +55,17 @@ class Torus:
                 at = there[inside].T
                 found[inside, axis, way] = np.ravel_multi_index(tuple(at), self.shape)
         return found
+
+    def seat(self, chip: int) -> tuple[tuple[int, ...], int]:
+        """Which box of this shape holds a chip of the machine, and which chip of that box it is."""
+        machine = self.machine or self.shape
+        if len(machine) != len(self.shape):
+            box, place = divmod(chip, self.chips)
+            return (box,), place
+        at = [int(place) for place in np.unravel_index(chip % prod(machine), machine)]
+        inside = tuple(place % size for place, size in zip(at, self.shape, strict=True))
+        box_at = tuple(place // size for place, size in zip(at, self.shape, strict=True))
+        return box_at, int(np.ravel_multi_index(inside, self.shape))
 
     @property
     def diameter(self) -> int:
@@ -94,12 +109,12 @@ def sub_torus(ranks: int, machine: tuple[int, ...], closes: bool) -> Torus:
     order = sorted(range(len(machine)), key=lambda axis: machine[axis])
     found = most_cubic(ranks, len(machine), tuple(machine[axis] for axis in order))
     if found is None:
-        return Torus((ranks,), (False,))
+        return Torus((ranks,), (False,), machine)
     shape = [1] * len(machine)
     for axis, size in zip(order, found, strict=True):
         shape[axis] = size
     spans = tuple(closes and size > 1 and size == whole for size, whole in zip(shape, machine, strict=True))
-    return Torus(tuple(shape), spans)
+    return Torus(tuple(shape), spans, machine)
 
 
 def pair_loads(traffic: Floats, torus: Torus, shares: Floats | None = None) -> Floats:

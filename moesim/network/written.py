@@ -109,7 +109,10 @@ class Written:
 
     def pieces(self, traffic: Floats) -> Iterator[Piece]:
         """The flows of `traffic`, each split evenly over its routes."""
-        source, target, size = entries(traffic)
+        yield from self.routed(*entries(traffic))
+
+    def routed(self, source: Numbers, target: Numbers, size: Floats) -> Iterator[Piece]:
+        """The same of flows [F] named one by one."""
         crossing = self.group.crossing
         legs = _Legs(np.arange(len(size)), crossing.out[source], crossing.into[target], size)
         legs = self._relayed(legs)

@@ -7,11 +7,12 @@ import numpy as np
 from moesim.costs.memory import coefficients, verdict
 from moesim.errors import InfeasibleError
 from moesim.network.topology import degraded_note
+from moesim.results.relief import Reliefs, reliefs
 from moesim.results.result import Columns, Result, Road
 from moesim.results.summary import Observed, Summary, doubts
 from moesim.scenario.scenario import Scenario
 from moesim.step.draws import load_notes
-from moesim.step.memory import memory_parts
+from moesim.step.memory import fullest, memory_by_rank
 from moesim.step.model import StepModel
 from moesim.step.routed import RoutedWork
 from moesim.step.stack import stack_note
@@ -23,7 +24,9 @@ def assemble(
 ) -> Result:
     """The result of one road."""
     scenario = model.scenario
-    memory = memory_parts(model, routed)
+    ranks = memory_by_rank(model, routed)
+    fullest_rank = fullest(ranks)
+    memory = ranks[fullest_rank]
     summary = Summary(model, routed, observed, memory)
     return Result(
         name=scenario.name,
@@ -33,33 +36,46 @@ def assemble(
         summary=summary.metrics(),
         breakdown=summary.breakdown(),
         memory=memory,
-        notes=_notes(model, road),
+        notes=(*_notes(model, road), *_fullest_note(ranks, fullest_rank)),
         operation_columns=columns,
         routing_columns=routing_columns(model, routed) if routed is not None else None,
         traffic=routed.traffic if routed is not None else None,
     )
 
 
+def _fullest_note(ranks: tuple[dict[str, float], ...], rank: int) -> tuple[str, ...]:
+    """Which pipeline rank's memory is told, and how the others compare."""
+    if len(ranks) == 1:
+        return ()
+    least = min(sum(parts.values()) for parts in ranks)
+    return (f"memory: pipeline rank {rank} of {len(ranks)} is the fullest; the emptiest needs {show(least, 'B')}",)
+
+
 def require_memory(scenario: Scenario, parts: dict[str, float]) -> None:
-    """Raises `InfeasibleError` where the fullest GPU needs far more than it has, naming the largest part."""
+    """Raises `InfeasibleError` where the fullest GPU needs far more than it has, naming the largest part and single
+    changes each of which would make it fit."""
     need, have = sum(parts.values()), scenario.cluster.gpu.memory
     if verdict(need, have) != "infeasible":
         return
     name = max(parts, key=lambda part: parts[part])
-    relax = {
-        "activations": "recompute: full, a smaller micro_batch, more context or tensor parallelism, or off-loading",
-        "optimizer": "data_sharding: optimizer, optimizer: adam-bf16-moments, or more GPUs",
-        "expert optimizer": "data_sharding: optimizer, optimizer: adam-bf16-moments, more expert parallelism or GPUs",
-        "gradients": "gradients: bf16, data_sharding: gradients, or more pipeline or tensor parallelism",
-        "expert gradients": "gradients: bf16, data_sharding: gradients, or more expert or pipeline parallelism",
-        "expert weights": "more expert or pipeline parallelism",
-        "weights": "more pipeline or tensor parallelism, or data_sharding: full",
-    }.get(name, "more GPUs to a model replica, or GPUs with more memory")
+    found = reliefs(scenario, parts)
+    stages = scenario.parallelism.pipeline
+    where = f" (pipeline rank {found.rank} of {stages})" if stages > 1 else ""
     raise InfeasibleError(
-        f"{scenario.name}: does not fit in memory: the fullest GPU needs {show(need, 'B')} of {show(have, 'B')}"
-        f" (limit {coefficients()['infeasible']:.2f} x); binding: {name}, {show(parts[name], 'B')};"
-        f" it would relax with {relax}"
+        f"{scenario.name}: does not fit in memory: the fullest GPU{where} needs {show(need, 'B')} of {show(have, 'B')}"
+        f" (limit {coefficients()['infeasible']:.2f} x); binding: {name}, {show(parts[name], 'B')}; {_relaxed(found)}"
     )
+
+
+def _relaxed(found: Reliefs) -> str:
+    """What would make it fit, in words."""
+    if found.fits:
+        changes = " or ".join(f"{relief.change} (then {show(relief.need, 'B')})" for relief in found.fits)
+        return f"it would relax with {changes}"
+    if found.best is None:
+        return "it would relax with GPUs of more memory; no other setting of this layout can change"
+    best = f"{found.best.change} leaves {show(found.best.need, 'B')}"
+    return f"no single change makes it fit: of those tried, {best}; it would relax with several at once, or more GPUs"
 
 
 def _notes(model: StepModel, road: Road) -> tuple[str, ...]:
@@ -68,6 +84,7 @@ def _notes(model: StepModel, road: Road) -> tuple[str, ...]:
     if scenario.model.is_moe and scenario.parallelism.expert > 1:
         notes.append(f"dispatcher {model.mover.dispatcher.name}: {model.mover.reason}")
         notes += model.mover.even.notes
+        notes += network_notes(model, road)
         degraded = degraded_note(model.mover.network)
         notes += [degraded] if degraded else []
         if road == "simulate":
@@ -75,7 +92,9 @@ def _notes(model: StepModel, road: Road) -> tuple[str, ...]:
             groups //= scenario.parallelism.expert_tensor
             if groups > 1:
                 notes.append(f"one of {groups} expert-parallel groups is simulated through all pipeline ranks")
-    notes.append(stack_note(scenario.stack))
+    if scenario.cluster.calibration is not None:
+        notes.append(f"coefficients of {scenario.cluster.calibration} go before the catalog's")
+    notes.append(stack_note(scenario.stack, scenario.cluster.calibration))
     notes += doubts(model)
     disturbed = scenario.simulation.jitter or scenario.simulation.stragglers
     if road == "estimate" and disturbed:
@@ -102,3 +121,15 @@ def routing_columns(model: StepModel, routed: RoutedWork) -> Columns:
         "tokens": routed.expert_routed.ravel().astype(np.int64),
         "kept": routed.expert_kept.ravel().astype(np.int64),
     }
+
+
+def network_notes(model: StepModel, road: Road) -> list[str]:
+    """Which network model answered, where it is not the busiest port."""
+    wanted = model.scenario.simulation.network
+    if wanted == "port-load":
+        return []
+    if wanted == "ideal":
+        return ["network: ideal, every rank has its own links at full rate"]
+    if road == "estimate":
+        return ["network: the busiest port; flows that share links (max-min) are a matter of simulate"]
+    return ["network: flows share links max-min fairly; gradients share ports with the last backward's exchanges"]

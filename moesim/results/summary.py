@@ -25,6 +25,7 @@ from moesim.specs import parameters
 from moesim.step.draws import load_moments
 from moesim.step.model import StepModel
 from moesim.step.offload import expert_bytes
+from moesim.step.operations import NOTHING_ASIDE
 from moesim.step.routed import RoutedWork
 
 EXCHANGED = ("dispatch", "combine")
@@ -43,6 +44,10 @@ def doubts(model: StepModel) -> list[str]:
             )
     if model.overlaps and scenario.stack_options.cuda_graphs == "none":
         found.append("expert-communication overlap without CUDA graphs: host time is poorly known")
+    if model.aside != NOTHING_ASIDE:
+        found.append(
+            "halves, shared experts or weight gradients beside exchanges: no published step to hold them against"
+        )
     if scenario.parallelism.data_sharding == "full" and scenario.parallelism.expert > 1:
         found.append("full sharding with expert parallelism: how much of it hides is poorly known")
     if scenario.model.sliding_window and "linear" in scenario.model.note.lower():
@@ -96,7 +101,7 @@ class Summary:
         parts = {
             "attention": busy.get("attention", 0.0) - inside["attention"],
             "router": busy.get("router", 0.0),
-            "experts": busy.get("experts", 0.0) - inside["experts"],
+            "experts": busy.get("experts", 0.0) + busy.get("shared", 0.0) - inside["experts"],
             "dense layers": busy.get("dense", 0.0) - inside["dense"],
             "embedding and head": busy.get("embedding", 0.0) + busy.get("head", 0.0),
             "tensor and context parallel": sum(inside.values()) + waited.get("tensor-parallel", 0.0),

@@ -72,13 +72,39 @@ def schedule_has_pairs(scenario: Scenario) -> Iterator[Problem]:
     kind, stages = scenario.schedule_kind, scenario.parallelism.pipeline
     if kind == "gpipe" and scenario.overlap.expert_communication:
         yield Problem(
-            "overlap.expert_communication", "gpipe runs no forward beside a backward; use 1f1b or dualpipe, or false"
+            "overlap.expert_communication",
+            "gpipe runs no forward beside a backward; use 1f1b or dualpipe, or overlap.two_batch, or false",
         )
     if kind == "zero-bubble-h1" and scenario.overlap.expert_communication and stages > 1:
         yield Problem(
             "overlap.expert_communication",
             "zero-bubble-h1 warms up too few microbatches to run a forward beside a backward: neighbouring ranks would"
             " wait for each other; use zero-bubble-v or dualpipe, or false",
+        )
+
+
+def overlap_is_possible(scenario: Scenario) -> Iterator[Problem]:
+    """What runs beside exchanges is there, and is told once."""
+    overlap, model, kind = scenario.overlap, scenario.model, scenario.schedule_kind
+    tokens = scenario.tokens_per_rank
+    if overlap.two_batch and overlap.expert_communication:
+        yield Problem(
+            "overlap.two_batch",
+            "overlap.expert_communication already hides exchanges behind the other microbatch of a pair; choose one",
+        )
+    if overlap.two_batch and tokens % 2:
+        yield Problem("overlap.two_batch", f"{tokens} tokens of a GPU's microbatch do not divide into two halves")
+    if overlap.shared_experts and not (model.shared_expert_width or model.dense_beside_experts):
+        yield Problem("overlap.shared_experts", "the model has no shared experts and no dense layer beside its experts")
+    if overlap.weight_gradients == "delayed" and kind.startswith("zero-bubble"):
+        yield Problem(
+            "overlap.weight_gradients", f"{kind} puts weight gradients off by itself; use with-backward, or 1f1b"
+        )
+    stated, buffers = overlap.tensor_parallel, scenario.stack_options.user_buffers
+    if stated is not None and buffers is not None and stated != buffers:
+        yield Problem(
+            "overlap.tensor_parallel",
+            f"{stated}, but stack_options.user_buffers, which says the same, is {buffers}; state one, or both alike",
         )
 
 
@@ -242,6 +268,7 @@ CHECKS: tuple[Check, ...] = (
     batch_fills_the_replicas,
     schedule_runs,
     schedule_has_pairs,
+    overlap_is_possible,
     layers_fill_the_stages,
     pipeline_layout_is_whole,
     tensors_split,

@@ -116,7 +116,7 @@ def _resolve(document: Document, found: list[Problem], folder: Path) -> Document
     if "model" in resolved:
         resolved["model"] = _entry("models", resolved["model"], "model", found, folder)
     if isinstance(resolved.get("cluster"), dict):
-        resolved["cluster"] = _cluster(resolved["cluster"], found, folder)
+        resolved["cluster"] = _cluster(_with_fabric(resolved), found, folder)
     routing = resolved.get("routing")
     if routing is None or isinstance(routing, dict):
         resolved["routing"] = _routing(routing or {}, found, folder)
@@ -164,6 +164,13 @@ def _cluster(cluster: Document, found: list[Problem], folder: Path) -> Document:
         except UserError as error:
             found.append(Problem("cluster.calibration", str(error)))
     return {key: value for key, value in cluster.items() if value is not None or key in ("gpu", "fabric")}
+
+
+def _with_fabric(document: Document) -> Document:
+    """The cluster, on the fabric that the named software stack is known to have run on where it names none."""
+    cluster, stacks = document["cluster"], catalog.calibration("stacks")
+    known = stacks["fabrics"].get(str(document.get("stack")))
+    return {**cluster, "fabric": known} if known and cluster.get("fabric") is None else cluster
 
 
 def _default_fabric(gpu: Document) -> str:

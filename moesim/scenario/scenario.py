@@ -99,6 +99,28 @@ class Scenario(Spec):
         return 1 if drawn is None else max(1, tokens // drawn)
 
     @cached_property
+    def exchanges_tokens(self) -> bool:
+        """Whether there are dispatches and combines that anything could run beside."""
+        return self.model.is_moe and self.parallelism.expert > 1
+
+    @cached_property
+    def microbatch_parts(self) -> int:
+        """Parts in which a microbatch is worked: two under two-batch overlap."""
+        return 2 if self.overlap.two_batch and self.exchanges_tokens else 1
+
+    @cached_property
+    def shared_experts_apart(self) -> bool:
+        """Whether what stands beside the routed experts runs beside their exchanges."""
+        beside = self.model.shared_expert_width or self.model.dense_beside_experts
+        return bool(self.overlap.shared_experts and self.exchanges_tokens and beside)
+
+    @cached_property
+    def tensor_parallel_overlap(self) -> bool:
+        """Whether tensor-parallel collectives run beside products; two spellings, which the checks hold together."""
+        stated = (self.overlap.tensor_parallel, self.stack_options.user_buffers)
+        return all(said for said in stated if said is not None)
+
+    @cached_property
     def tokens_per_step(self) -> int:
         """Tokens of the global batch."""
         return self.workload.global_batch * self.workload.sequence_length

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from moesim.errors import UserError, shorten
 from moesim.specs.base import Spec
@@ -18,6 +18,9 @@ from moesim.units import BytesPerSecond
 
 DegradedKind = Literal["nic", "scale-up", "uplink", "plane"]
 Number = Annotated[int, Field(strict=True, ge=0, lt=1 << 22)]
+
+LEAST_SHARE = 1e-6
+"""What is left of a link that still works."""
 
 _NODE = re.compile(r"([A-Za-z](?:[A-Za-z0-9_.]*[A-Za-z_.])?)(?:(\d{1,7})(?:-(\d{1,7}))?)?")
 _TARGETS: dict[str, tuple[str, ...]] = {
@@ -134,6 +137,13 @@ class DegradedSpec(Spec):
     pod: Number | None = None
     plane: Number | None = None
     share: float = Field(ge=0.0, le=1.0)
+
+    @field_validator("share")
+    @classmethod
+    def _not_next_to_nothing(cls, share: float) -> float:
+        if 0 < share < LEAST_SHARE:
+            raise ValueError(f"must be 0 for a failed link, or at least {LEAST_SHARE:g}")
+        return share
 
     @model_validator(mode="after")
     def _says_which(self) -> DegradedSpec:

@@ -39,8 +39,23 @@ class ScheduleSpec(Spec):
 
 
 class OverlapSpec(Spec):
-    """Which communication may run beside compute. Tensor-parallel overlap is `stack_options.user_buffers`."""
+    """Which communication may run beside compute, and what that costs the compute.
+
+    `expert_communication`: dispatch and combine beside the other microbatch of a forward-backward pair. `two_batch`:
+    in schedules without pairs a microbatch is worked in two halves, each exchange beside the other half's compute.
+    `shared_experts`: shared experts (or the dense layer beside experts) beside dispatch and combine.
+    `weight_gradients`: within the backward operations, or delayed until an exchange runs beside them.
+    `data_parallel`: gradient reduction beside the last backward, parameter gathering beside the first forward (under
+    full sharding: both beside every slot). `tensor_parallel`: tensor-parallel collectives beside the products they
+    belong to; `stack_options.user_buffers` says the same, and unless either is stated it is so.
+    `interference`: exchanges take SMs and memory bandwidth from compute `beside` them; their SMs are `reserved`, which
+    keeps them from compute throughout the step (kernels of a fixed size, as DeepSeek-V3's); or `none`, a free lunch.
+    """
 
     expert_communication: bool = False
+    two_batch: bool = False
+    shared_experts: bool = False
+    weight_gradients: Literal["with-backward", "delayed"] = "with-backward"
     data_parallel: bool = True
-    tensor_parallel: Literal[False] = False
+    tensor_parallel: bool | None = None
+    interference: Literal["beside", "reserved", "none"] = "reserved"

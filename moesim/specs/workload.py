@@ -40,7 +40,7 @@ class StackOptions(Spec):
 
     cuda_graphs: Literal["none", "attention", "full"] = "none"
     fused_expert_mlp: bool = False
-    user_buffers: bool = True
+    user_buffers: bool | None = Field(default=None, description="as overlap.tensor_parallel; true unless stated")
     offload_layers: int = Field(strict=True, default=0, ge=0, le=10000)
     pipeline_layout: tuple[Annotated[int, Field(strict=True, ge=0, le=10000)], ...] | None = Field(
         default=None, description="layers of each virtual stage, first to last, without embedding, head and MTP"

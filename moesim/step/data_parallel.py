@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from moesim.costs.compute import coefficients
 from moesim.network.collectives import Use, all_gather, reduce_scatter, ring_bandwidth
-from moesim.network.topology import group
+from moesim.network.topology import GroupNetwork, group
 from moesim.scenario.scenario import Scenario
 from moesim.specs import parameters
 from moesim.step.layout import Chunk, chunks_on
+from moesim.step.own_kernels import optimizer_ratio
 from moesim.step.stack import time_factor
 
 
@@ -75,20 +76,29 @@ def held_parameters(scenario: Scenario, chunks: tuple[Chunk, ...], device: int) 
     return Held(dense / layout.tensor, expert / (layout.expert * layout.expert_tensor) if expert else 0.0)
 
 
-def data_parallel(scenario: Scenario, held: Held, chunks: int) -> DataParallel:
-    """Times of one pipeline rank that holds `chunks` chunks.
+def gradient_networks(scenario: Scenario) -> tuple[GroupNetwork, GroupNetwork]:
+    """The networks over which gradients are summed: of the dense part and of an expert."""
+    layout, ranks = scenario.parallelism, replicas(scenario)
+    return (
+        group(scenario.cluster, ranks.dense, stride=layout.tensor),
+        group(scenario.cluster, ranks.expert, stride=layout.expert * layout.expert_tensor),
+    )
+
+
+def data_parallel(
+    scenario: Scenario, held: Held, chunks: int, networks: tuple[GroupNetwork, GroupNetwork]
+) -> DataParallel:
+    """Times of one pipeline rank that holds `chunks` chunks, on the `gradient_networks`.
 
     Law: ring reduce-scatter of gradients, ring all-gather of bf16 parameters, at the efficiency of full sharding's
     smaller messages where parameters are sharded too.
     """
-    layout, sharding, ranks = scenario.parallelism, scenario.parallelism.data_sharding, replicas(scenario)
+    sharding, ranks = scenario.parallelism.data_sharding, replicas(scenario)
     gradient = 4.0 if scenario.precision.gradients == "fp32" else 2.0
-    factor, data = time_factor(scenario.stack, scenario.model.kernels), coefficients(scenario.cluster.calibration)
+    measured = scenario.cluster.calibration
+    factor, data = time_factor(scenario.stack, scenario.model.kernels, measured), coefficients(measured)
     full = sharding == "full"
-    groups = (
-        (group(scenario.cluster, ranks.dense, stride=layout.tensor), held.dense),
-        (group(scenario.cluster, ranks.expert, stride=layout.expert * layout.expert_tensor), held.expert),
-    )
+    groups = tuple(zip(networks, (held.dense, held.expert), strict=True))
 
     def gathered(size: float) -> float:
         use: Use = "fsdp" if full else "step"
@@ -102,7 +112,7 @@ def data_parallel(scenario: Scenario, held: Held, chunks: int) -> DataParallel:
     local = held.dense / shards.dense + held.expert / shards.expert
     update = data["optimizer_bytes"] * local / (data["memory_efficiency"] * scenario.cluster.gpu.memory_bandwidth)
     share = data["data_parallel_exposed"] if scenario.overlap.data_parallel else 1.0
-    seconds = (update + data["optimizer_seconds"]) * factor
+    seconds = (update * optimizer_ratio(scenario) + data["optimizer_seconds"]) * factor
     if full:
         ahead = gathered(2.0) / chunks
         # Full sharding reduces every microbatch's gradients as they come, in bf16.

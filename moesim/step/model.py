@@ -6,22 +6,33 @@ estimate evaluates the schedule's critical path with each operation's busiest ra
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moesim.routing.capacity import CapacityRule
 from moesim.scenario.scenario import Scenario
-from moesim.step.data_parallel import DataParallel, Held, data_parallel, exposed, held_parameters
+from moesim.step.data_parallel import DataParallel, Held, data_parallel, exposed, gradient_networks, held_parameters
+from moesim.step.interference import Interference
 from moesim.step.layout import Chunk, chunks, chunks_on
 from moesim.step.mover import Mover, mover
-from moesim.step.operations import Operation, Recompute, slot_operations
+from moesim.step.operations import Aside, Operation, Recompute, one_chain, slot_operations
 from moesim.step.prices import Prices
 from moesim.step.schedules import Order, Slot, order
 
 Floats = NDArray[np.float64]
+
+
+class SlotWork(NamedTuple):
+    """What a slot does. `deferred`: its backward operations leave their weight gradients to others; `slowed`: how many
+    times as long each operation takes while an exchange runs, None where none runs beside any."""
+
+    operations: tuple[Operation, ...]
+    deferred: bool
+    slowed: list[float] | None
 
 
 class StepModel:
@@ -40,15 +51,38 @@ class StepModel:
 
     @cached_property
     def prices(self) -> Prices:
-        """Routing-independent prices; SMs that the dispatcher holds are lost to compute where the two overlap."""
-        return Prices(self.scenario, self.mover.busy_multiprocessors if self.overlaps else 0, self.overlaps)
+        """Routing-independent prices of operations alone; the dispatcher's SMs are lost where they are reserved."""
+        reserved = self.hides and self.scenario.overlap.interference == "reserved"
+        return Prices(self.scenario, self.mover.busy_multiprocessors if reserved else 0, self.overlaps)
 
     @cached_property
     def overlaps(self) -> bool:
-        """Whether exchanges run beside compute: wanted, possible in the schedule, and there are any."""
+        """Whether a forward runs beside a backward: wanted, possible in the schedule, and there are exchanges."""
         scenario = self.scenario
         wanted = scenario.overlap.expert_communication and scenario.schedule_kind != "gpipe"
-        return wanted and scenario.model.is_moe and scenario.parallelism.expert > 1
+        return wanted and scenario.exchanges_tokens
+
+    @cached_property
+    def hides(self) -> bool:
+        """Whether any compute runs beside exchanges."""
+        return self.overlaps or (self.scenario.exchanges_tokens and self.aside != Aside())
+
+    @cached_property
+    def interference(self) -> Interference | None:
+        """What exchanges take from the compute beside them; None where nothing runs beside, or it costs nothing."""
+        if not self.hides or self.scenario.overlap.interference == "none":
+            return None
+        return Interference(self.prices, self.mover)
+
+    @cached_property
+    def aside(self) -> Aside:
+        """What the slots run beside their own exchanges."""
+        scenario, shared = self.scenario, None
+        if scenario.shared_experts_apart:
+            matrices = scenario.model.expert_matrices
+            shared = ((matrices - 1) / matrices, 1 / matrices)
+        delayed = scenario.overlap.weight_gradients == "delayed" and scenario.exchanges_tokens
+        return Aside(scenario.microbatch_parts, shared, delayed)
 
     @cached_property
     def chunks(self) -> tuple[Chunk, ...]:
@@ -75,11 +109,39 @@ class StepModel:
 
     def operations(self, slot: Slot) -> tuple[Operation, ...]:
         """The operations of one slot, in issue order."""
+        return self.work(slot).operations
+
+    def work(self, slot: Slot) -> SlotWork:
+        """What one slot does; slots of the same chunks do the same."""
+        name = tuple([-1 if work is None else work[0] for work in slot])
+        found = self._works.get(name)
+        if found is None:
+            found = self._works[name] = self._work(slot)
+        return found
+
+    @cached_property
+    def _works(self) -> dict[tuple[int, ...], SlotWork]:
+        return {}
+
+    def _work(self, slot: Slot) -> SlotWork:
         ahead = self.chunks[slot.forward.chunk] if slot.forward else None
         back = self.chunks[slot.backward.chunk] if slot.backward else None
         alone = slot.weight if slot.weight and not slot.backward else None
         owed = self.chunks[alone.chunk] if alone else None
-        return slot_operations(ahead, back, owed, self.scenario.model.layer_kinds, self.recompute)
+        # A backward whose weight gradients have a slot of their own puts none of them off by itself.
+        aside = self.aside if slot.weight is not None or back is None else replace(self.aside, weights=False)
+        found = slot_operations(ahead, back, owed, self.scenario.model.layer_kinds, self.recompute, aside)
+        deferred = slot.weight is None or self.aside.weights
+        return SlotWork(found, deferred, self._slowed(found, deferred))
+
+    def _slowed(self, operations: tuple[Operation, ...], deferred: bool) -> list[float] | None:
+        interference = self.interference
+        if interference is None or one_chain(operations):
+            return None
+        return [
+            interference.factor(operation, deferred) if operation.stream == "compute" else 1.0
+            for operation in operations
+        ]
 
     @cached_property
     def chunk_make(self) -> tuple[tuple[object, ...], ...]:
@@ -100,9 +162,10 @@ class StepModel:
     @cached_property
     def data_parallel(self) -> tuple[DataParallel, ...]:
         """Once-a-step collectives and the update of each pipeline rank."""
-        devices = range(self.scenario.parallelism.pipeline)
+        networks = gradient_networks(self.scenario)
         return tuple(
-            data_parallel(self.scenario, self.held[device], len(chunks_on(self.scenario, device))) for device in devices
+            data_parallel(self.scenario, self.held[device], len(chunks_on(self.scenario, device)), networks)
+            for device in range(self.scenario.parallelism.pipeline)
         )
 
     @cached_property
@@ -116,11 +179,11 @@ class StepModel:
     def _compute_seconds(self, device: int) -> tuple[float, float]:
         forward = backward = 0.0
         for index in chunks_on(self.scenario, device):
-            chain = slot_operations(self.chunks[index], None, None, self.scenario.model.layer_kinds, Recompute())
-            for operation in chain:
-                phases = self.prices.even(operation.kind, self.scenario.model.layer_kinds[operation.layer])
-                forward += phases.forward
-                backward += phases.backward + phases.weight
+            kinds, aside = self.scenario.model.layer_kinds, Aside(shared=self.aside.shared)
+            for operation in slot_operations(self.chunks[index], None, None, kinds, Recompute(), aside):
+                phases = self.prices.even(operation.kind, kinds[operation.layer])
+                forward += operation.share * phases.forward
+                backward += operation.share * (phases.backward + phases.weight)
         # A DualPipe rank holds two chunks, and a microbatch passes only one of them there.
         share = 0.5 if self.scenario.schedule_kind == "dualpipe" else 1.0
         return forward * share, backward * share

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,8 @@ Floats = NDArray[np.float64]
 @dataclass(frozen=True)
 class Mover:
     """A dispatcher on its network. `factor`: how much longer the software stack takes; `exchanges`: dispatches that the
-    router needs a layer; `even`: times at perfectly balanced routing, of `even_demand`; `reason`: why it was chosen."""
+    router needs a layer; `parts`: how many exchanges, one after the other, a microbatch is moved in, all of them
+    together priced; `even`: times at perfectly balanced routing, of `even_demand`; `reason`: why it was chosen."""
 
     dispatcher: Dispatcher
     network: GroupNetwork
@@ -29,6 +30,7 @@ class Mover:
     network_model: str
     factor: float
     exchanges: int
+    parts: int
     even: ExchangeTimes
     even_demand: Demand
     reason: str
@@ -40,8 +42,17 @@ class Mover:
 
     def times(self, demand: Demand) -> ExchangeTimes:
         """Seconds and bytes of dispatch and combine for a batch of demands."""
-        found = self.dispatcher.times(demand, self.network, self.payload, self.multiprocessors, self.network_model)
-        return scaled(found, self.factor, self.exchanges)
+        asked = part(demand, self.parts)
+        found = self.dispatcher.times(asked, self.network, self.payload, self.multiprocessors, self.network_model)
+        return scaled(found, self.factor, self.exchanges * self.parts)
+
+
+def part(demand: Demand, parts: int) -> Demand:
+    """One of so many equal parts of a demand."""
+    if parts == 1:
+        return demand
+    moved = (demand.copies / parts, demand.rank_tokens / parts, demand.domain_tokens / parts)
+    return Demand(*moved, demand.tokens / parts, demand.ranks_per_domain)
 
 
 def scaled(times: ExchangeTimes, factor: float, exchanges: int = 1) -> ExchangeTimes:
@@ -50,8 +61,8 @@ def scaled(times: ExchangeTimes, factor: float, exchanges: int = 1) -> ExchangeT
         return times
 
     def longer(port: PortTimes) -> PortTimes:
-        seconds = {name: getattr(port, name) * (factor * exchanges) for name in ("latency", "send", "receive")}
-        moved = ("bytes_up", "bytes_out", "received_up", "received_out")
+        seconds = {name: getattr(port, name) * (factor * exchanges) for name in ("latency", "send", "receive", "own")}
+        moved = [field.name for field in fields(port) if field.name not in seconds]
         return replace(port, **seconds, **{name: getattr(port, name) * exchanges for name in moved})
 
     return replace(times, dispatch=longer(times.dispatch), combine=longer(times.combine))
@@ -111,10 +122,11 @@ def mover(scenario: Scenario, model_of_network: str) -> Mover:
         payload=copy,
         multiprocessors=multiprocessors,
         network_model=model_of_network,
-        factor=time_factor(scenario.stack, model.kernels),
+        factor=time_factor(scenario.stack, model.kernels, scenario.cluster.calibration),
         exchanges=scenario.router.exchanges,
-        even=chosen.times(demand, network, copy, multiprocessors, model_of_network),
+        parts=scenario.microbatch_parts,
+        even=chosen.times(part(demand, scenario.microbatch_parts), network, copy, multiprocessors, model_of_network),
         even_demand=demand,
         reason=reason,
     )
-    return replace(found, even=scaled(found.even, found.factor, found.exchanges))
+    return replace(found, even=scaled(found.even, found.factor, found.exchanges * found.parts))

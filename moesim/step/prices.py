@@ -18,7 +18,8 @@ from moesim.network.topology import group
 from moesim.scenario.scenario import Scenario
 from moesim.specs import parameters
 from moesim.specs.model import ModelSpec
-from moesim.step.stack import time_factor
+from moesim.step.own_kernels import rates_of
+from moesim.step.stack import moe_layer_host_seconds, time_factor
 
 Floats = NDArray[np.float64]
 
@@ -49,7 +50,8 @@ NOTHING = Phases(0.0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class RowPrice:
-    """What routed rows cost a rank: arithmetic a row, weights an active expert, memory-bound seconds a row."""
+    """What routed rows cost a rank: arithmetic a row, weights an active expert, other seconds a row (passes over memory
+    and what a kernel spends on each row)."""
 
     flops: float
     weight_elements: float
@@ -63,11 +65,12 @@ class Prices:
         self.scenario, self.overlaps = scenario, overlaps
         self.model: ModelSpec = scenario.model
         measured = scenario.cluster.calibration
-        self.rates = compute.rates(scenario.cluster.gpu, scenario.precision.compute, busy_multiprocessors, measured)
+        self.rates = rates_of(scenario, busy_multiprocessors)
         self.data = compute.coefficients(measured)
-        self.stack_factor = time_factor(scenario.stack, scenario.model.kernels)
-        self.tokens = float(scenario.tokens_per_rank)
+        self.stack_factor = time_factor(scenario.stack, scenario.model.kernels, measured)
+        self.tokens, self.parts = float(scenario.tokens_per_rank), scenario.microbatch_parts
         self.modules = scenario.recomputed_modules
+        self._host_factors: dict[str, float] = {}
 
     def _products(self, flops: float, rate: float, again: bool = False) -> Phases:
         """Matrix products: one unit forward, one for input gradients, one for weight gradients."""
@@ -151,7 +154,7 @@ class Prices:
             passes *= self.data["fused_expert_passes"]
         elements = parameters.expert_parameters(model) / split
         memory = compute.passes_seconds(model.d_model + 2 * (model.d_ff_expert or 0) / split, passes, self.rates)
-        return RowPrice(2 * elements, elements, memory)
+        return RowPrice(2 * elements, elements, memory + self.data["expert_row_seconds"])
 
     def experts(self, rows: Floats, active: Floats | None = None) -> tuple[Floats, Floats, Floats]:
         """Forward, backward and weight seconds [...] of a rank's experts from rows of each local expert [..., E].
@@ -164,28 +167,38 @@ class Prices:
 
     def _experts(self, rows: Floats, active: Floats | None = None) -> tuple[Floats, Floats, Floats]:
         """The same before the host and the stack stretch it."""
-        price, passes, shared = self.row, self.data["passes_backward"], self.shared
-        products = compute.experts_seconds(rows, price.flops, price.weight_elements, self.rates, active)
+        price, passes, parts = self.row, self.data["passes_backward"], self.parts
+        # Each part of a microbatch reads the weights of its experts.
+        products = compute.experts_seconds(rows / parts, price.flops, price.weight_elements, self.rates, active)
+        products = products * parts * self.rates.experts
         total = rows.sum(axis=-1)
-        memory, collective = total * price.memory_seconds, self.expert_collectives(total)
+        memory = self.rates.experts * total * price.memory_seconds
+        collective = self._routed_collectives(total)
+        shared = NOTHING if self.scenario.shared_experts_apart else self.shared_with_collectives
         again = self.data["recomputed_passes"]["moe_act"] * ("moe_act" in self.modules)
-        forward = products + memory + shared.forward + collective[0]
-        backward = products + (passes["inputs"] + again) * memory + shared.backward + collective[1]
+        forward = products + memory + shared.forward + collective
+        backward = products + (passes["inputs"] + again) * memory + shared.backward + collective
         return forward, backward, products + passes["weights"] * memory + shared.weight
 
     def expert_collectives(self, total: Floats | float) -> tuple[Floats, Floats]:
-        """Forward and backward seconds [...] of collectives inside the expert operation, for `total` rows [...].
-
-        Rows are gathered and summed over the expert-tensor group; what stands beside the experts is tensor parallel.
-        """
-        split = self.scenario.parallelism.expert_tensor
-        beside = self.tensor_parallel["experts"]
-        routed = np.zeros_like(np.asarray(total, dtype=np.float64))
-        if split > 1:
-            net = group(self.scenario.cluster, split)
-            size = np.asarray(total, dtype=np.float64) * 2.0 * self.model.d_model
-            routed = np.asarray(all_gather(net, size / split) + reduce_scatter(net, size))
+        """Forward and backward seconds [...] of collectives of experts and of what stands beside them, which is tensor
+        parallel, for `total` rows [...]."""
+        beside, routed = self.tensor_parallel["experts"], self._routed_collectives(total)
         return routed + beside.forward, routed + beside.backward
+
+    def _routed_collectives(self, total: Floats | float) -> Floats:
+        """Seconds [...] of gathering and summing rows over the expert-tensor group, either way."""
+        split, rows = self.scenario.parallelism.expert_tensor, np.asarray(total, dtype=np.float64)
+        if split == 1:
+            return np.zeros_like(rows)
+        net = group(self.scenario.cluster, split)
+        size = rows * 2.0 * self.model.d_model / self.parts
+        return self.parts * np.asarray(all_gather(net, size / split) + reduce_scatter(net, size))
+
+    @property
+    def shared_with_collectives(self) -> Phases:
+        """What stands beside the routed experts, its tensor-parallel collectives included."""
+        return self.shared.plus(self.tensor_parallel["experts"])
 
     @cached_property
     def tensor_parallel(self) -> dict[str, Phases]:
@@ -194,9 +207,9 @@ class Prices:
         one = 0.0
         if layout.tensor > 1:
             net = group(self.scenario.cluster, layout.tensor)
-            block = 2.0 * self.scenario.tokens_per_replica * self.model.d_model
-            one = (all_gather(net, block / layout.tensor) + reduce_scatter(net, block)) / 2
-            one *= data["user_buffers"] if self.scenario.stack_options.user_buffers else 1.0
+            block = 2.0 * self.scenario.tokens_per_replica * self.model.d_model / self.parts
+            one = self.parts * (all_gather(net, block / layout.tensor) + reduce_scatter(net, block)) / 2
+            one *= data["user_buffers"] if self.scenario.tensor_parallel_overlap else 1.0
         calls = data["collectives_a_block"]
         pair = Phases(calls * one, calls * one * data["backward"], 0.0)
         ring = self._context_ring()
@@ -210,33 +223,48 @@ class Prices:
         if layout.context == 1:
             return 0.0
         net = group(self.scenario.cluster, layout.context, stride=layout.tensor)
-        block = 2.0 * self.scenario.tokens_per_replica * self.model.kv_width / layout.tensor
-        ring = (layout.context - 1) * point_to_point(net, block)
+        block = 2.0 * self.scenario.tokens_per_replica * self.model.kv_width / layout.tensor / self.parts
+        ring = self.parts * (layout.context - 1) * point_to_point(net, block)
         return float(max(0.0, ring - self.scores) + self.data["context_parallel_exposed"] * ring)
 
     def host_factor(self, kind: str) -> float:
         """How much a layer of this kind is stretched by a host slow to issue its kernels, and by the stack."""
+        if kind not in self._host_factors:
+            self._host_factors[kind] = self._host_factor(kind)
+        return self._host_factors[kind]
+
+    def _host_factor(self, kind: str) -> float:
         host, options = self.data["host"], self.scenario.stack_options
-        issue = host["moe_layer"] if kind == "moe" else host["dense_layer"]
-        issue *= host["graphs"][options.cuda_graphs]
+        issue = self._moe_layer_issue() if kind == "moe" else host["dense_layer"]
+        issue *= host["graphs"][options.cuda_graphs] * self.parts
         issue *= host["generations"].get(self.scenario.cluster.gpu.generation, 1.0)
-        if kind == "moe" and self.overlaps:
-            issue *= host["overlap"]
         gpu = self._layer_seconds(kind)
         stretched = compute.smooth_max(gpu, issue, host["exponent"])
         return float(stretched) / gpu * self.stack_factor if gpu else self.stack_factor
+
+    def _moe_layer_issue(self) -> float:
+        """Host seconds to issue an MoE layer, before graphs take kernels off the host."""
+        host, scenario = self.data["host"], self.scenario
+        own, capacity = moe_layer_host_seconds(scenario.stack, scenario.cluster.calibration), scenario.routing.capacity
+        issue = float(host["moe_layer"] if own is None else own)
+        if capacity != "dropless" and capacity.pad:
+            issue *= host["padded"]
+        return issue * (host["overlap"] if self.overlaps else 1.0)
 
     def _layer_seconds(self, kind: str) -> float:
         """GPU seconds of one layer, forward and backward, at even load."""
         seconds = self.attention.total + self.tensor_parallel["attention"].total
         if kind != "moe":
             return seconds + self.dense.total + self.tensor_parallel["dense"].total
-        return seconds + self.router.total + sum(float(part) for part in self._experts(self._even_rows))
+        apart = self.shared_with_collectives.total if self.scenario.shared_experts_apart else 0.0
+        return seconds + self.router.total + apart + sum(float(part) for part in self._experts(self._even_rows))
 
     def local(self, kind: str, layer_kind: str) -> Phases:
         """Seconds of a routing-independent operation with its collectives, in a layer of the given kind."""
         if kind in ("embedding", "head"):
             return (self.embedding if kind == "embedding" else self.head).times(self.stack_factor)
+        if kind == "shared":
+            return self.shared_with_collectives.times(self.host_factor(layer_kind))
         own = {"attention": self.attention, "router": self.router, "dense": self.dense}[kind]
         return own.plus(self.tensor_parallel.get(kind, NOTHING)).times(self.host_factor(layer_kind))
 
@@ -245,6 +273,7 @@ class Prices:
         kinds = {"attention", "router", "embedding", "head", "dense"}
         layer_kinds: set[str] = set(self.model.layer_kinds)
         pairs = [(kind, layer) for kind in kinds for layer in layer_kinds if kind != "router" or layer == "moe"]
+        pairs += [("shared", "moe")] * self.scenario.shared_experts_apart
         found = {pair: self.local(*pair) for pair in pairs}
         for layer_kind in layer_kinds & {"moe"}:
             # The router's backward has no operation of its own: it runs with the attention's.

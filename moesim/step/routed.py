@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from threading import Event
 from typing import Any
 
@@ -24,7 +24,7 @@ from moesim.step.offload import beside, fetched_in_turn, fetched_on_average
 
 Floats = NDArray[np.float64]
 Draw = Callable[[int, int], RoutingCounts]
-PORT_ARRAYS = ("send", "receive", "bytes_up", "bytes_out", "received_up", "received_out")
+PORT_ARRAYS = tuple(field.name for field in fields(PortTimes) if field.name != "latency")
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,9 @@ FIELDS = {"id", "kind", "op", "scenario", "measured", "source", "tolerance", "kn
 SHIPPED = Path(__file__).parents[1] / "catalog" / "data" / "cases"
 
 _WORDS = {"alltoall": "all_to_all", "moe_gemm": "expert_gemm", "training_step": "train_step"}
+_GIGABYTES = ("busbw", "bus_bw", "algbw", "algo_bandwidth")
+# No link is as slow as this in bytes/s, no kernel in FLOP/s: below, numbers are in the benchmark's own unit.
+_LEAST_BANDWIDTH, _LEAST_FLOPS = 1e5, 1e6
 _UNITS = {"time": "s", "latency": "s", "gpu_hours": "1"}
 
 
@@ -205,8 +208,16 @@ def _measured(value: Any, found: list[str]) -> tuple[dict[str, float], dict[str,
             if isinstance(number, str):
                 refused[label] = f"measured.{label}: {number}"
             else:
-                numbers[label] = number
+                numbers[label] = number * _scale(metric, number)
     return numbers, refused
+
+
+def _scale(metric: str, number: float) -> float:
+    """Into SI where a benchmark's own word has a unit of its own: TFLOP/s, and nccl-tests' GB/s in bare numbers."""
+    word = metric.strip().lower()
+    if word.startswith("tflop"):
+        return 1e12 if number < _LEAST_FLOPS else 1.0
+    return 1e9 if word in _GIGABYTES and number < _LEAST_BANDWIDTH else 1.0
 
 
 def _number(metric: str, raw: Any) -> float | str:

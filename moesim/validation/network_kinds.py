@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from moesim.costs.kernels import expert_rows
 from moesim.errors import InfeasibleError, UserError
 from moesim.network import collectives
 from moesim.network.demand import Choices, Demand, balanced_demand, nearest_format
@@ -19,16 +18,21 @@ from moesim.network.dispatchers import (
     payload,
     prepare_seconds,
 )
+from moesim.network.dispatchers.family import LawDispatcher
 from moesim.network.topology import GroupNetwork
 from moesim.validation.answer import Prediction, Settings, added, rate, within
+from moesim.validation.loads import hottest
 from moesim.validation.ops import CollectiveOp, ExchangeOp
 from moesim.validation.places import network_of
+from moesim.validation.told import foreign, pooled
 from moesim.validation.words import collective_name, plain
 
 FORCED = ("balanced", "forced-balance", "forced-balanced", "force-balanced", "forced", "round-robin")
 EVEN = ("uniform", "random", "random-uniform", "uniform-random")
 FORCED_BY_DEFAULT = ("one-sided-nvl", "two-sided-nvl")
 """Libraries whose own benchmark forces balance: each token to as many different ranks as it has choices."""
+NVLINK_ALONE, GENERIC = ("deepep-normal",), "hybrid-ep"
+"""Kernels that are ported to other links, and the law of their kind that knows links by their datasheet."""
 MOST_RANKS = 4096
 PREPARED = "two-sided-nvl"
 _NCCL = ("nccl", "rccl", "auto")
@@ -41,14 +45,19 @@ def collective(op: CollectiveOp, settings: Settings) -> dict[str, Prediction]:
     network, name = network_of(op, settings.calibration), collective_name(op.collective)
     trusted = collective_trust(network)
     custom = name == "all-reduce" and any(word in plain(op.library) for word in _CUSTOM)
-    notes = [*trusted.notes, *_library_notes(op.library, name, custom)]
+    unknown = [*_library_notes(op.library, name, custom), *foreign(op)]
+    notes = [*trusted.notes, *unknown, *pooled(op)]
     if op.imbalance > 1.0:
         notes.append(f"unequal sizes: the busiest rank has {op.imbalance:g} times the mean")
     if network.ranks == 1:
         raise UserError(f"{name} on one rank moves nothing")
     if name == "all-to-all" and network.ranks > MOST_RANKS:
         raise UserError(f"op.ranks: an all-to-all of at most {MOST_RANKS} ranks is predicted, got {network.ranks}")
-    time = within(_seconds(name, network, op, custom), trusted.relative, trusted.basis, notes)
+    basis, relative = trusted.basis, trusted.relative
+    if unknown:
+        law = network.law("custom-all-reduce" if custom else "nccl-fabric" if network.domains > 1 else "nccl-domain")
+        basis, relative = "assumed", max(relative, law.band_elsewhere)
+    time = within(_seconds(name, network, op, custom), relative, basis, notes)
     steps = {"all-reduce": 2 * (op.ranks - 1) / op.ranks, "point-to-point": 1.0}.get(name, (op.ranks - 1) / op.ranks)
     return {"time": time, "algorithm_bandwidth": rate(op.bytes, time), "bus_bandwidth": rate(op.bytes * steps, time)}
 
@@ -79,17 +88,30 @@ def dispatch_combine(op: ExchangeOp, settings: Settings) -> dict[str, Prediction
     network = network_of(op, settings.calibration)
     if network.ranks == 1:
         raise InfeasibleError("one rank: nothing to exchange")
+    unknown = [*([note] if note else []), *foreign(op)]
+    if name in NVLINK_ALONE and network.kind == "xgmi":
+        unknown.append(f"{name} on {network.kind}: no law of its own, answered by {GENERIC}")
+        name = GENERIC
     times, told = exchange_times(op, name, network)
-    notes = [*([note] if note else []), *told, *times.notes]
+    notes = [*unknown, *pooled(op), *told, *times.notes]
+    basis, relative = times.basis, times.relative
+    if unknown:
+        basis, relative = "assumed", max(relative, _elsewhere(name, network))
     parts = {
-        "dispatch_time": within(float(times.dispatch.busiest), times.relative, times.basis, notes),
-        "combine_time": within(float(times.combine.busiest), times.relative, times.basis, notes),
+        "dispatch_time": within(float(times.dispatch.busiest), relative, basis, notes),
+        "combine_time": within(float(times.combine.busiest), relative, basis, notes),
     }
     found = {**parts, "time": added(parts.values())}
     if name == PREPARED:
         seconds = prepare_seconds(float(op.tokens), network)
-        found["prepare_time"] = within(seconds, times.relative, times.basis, notes)
+        found["prepare_time"] = within(seconds, relative, basis, notes)
     return found
+
+
+def _elsewhere(name: str, network: GroupNetwork) -> float:
+    """The range of a dispatcher's law away from what it was fitted on."""
+    found = dispatcher(name)
+    return network.law(found.calibration(network)).band_elsewhere if isinstance(found, LawDispatcher) else 0.0
 
 
 def exchange_times(op: ExchangeOp, name: str, network: GroupNetwork) -> tuple[ExchangeTimes, list[str]]:
@@ -103,27 +125,26 @@ def exchange_times(op: ExchangeOp, name: str, network: GroupNetwork) -> tuple[Ex
 
 def _demand(op: ExchangeOp, library: str, network: GroupNetwork) -> tuple[Demand, list[str]]:
     """What is to be moved, and notes where the case does not say how tokens fall, or says that unevenly."""
-    load = plain(op.load) if op.load is not None else None
+    load = plain(op.load) if isinstance(op.load, str) else ("uneven" if op.load else None)
     forced = load in FORCED or (load is None and library in FORCED_BY_DEFAULT)
     groups = (op.groups.count, op.groups.top) if op.groups else (1, 1)
     if op.experts % groups[0] or op.experts // groups[0] * groups[1] < op.top_k:
         raise UserError(f"op.groups: {groups[1]} of {groups[0]} groups of {op.experts} experts do not hold {op.top_k}")
     choices = Choices(op.experts, op.top_k, *groups)
-    told = [f"{library}: forced balance, as its benchmark runs; load: uniform is random experts"]
+    unsaid = [f"{library}: forced balance, as its benchmark runs; load: uniform is random experts"]
     shape = (network.ranks, network.ranks_per_domain, float(op.tokens))
     if forced and op.imbalance is None:
-        return forced_demand(choices, *shape), told if load is None else []
+        return forced_demand(choices, *shape), unsaid if load is None else []
     even = balanced_demand(choices, *shape)
-    hottest = op.imbalance or (1.0 if load in (None, *EVEN) else _hottest(op, network.ranks))
-    if hottest <= 1.0:
-        return even, []
-    return uneven_demand(even, hottest), [f"uneven load: one rank gets {hottest:.3g} times the mean, the others alike"]
-
-
-def _hottest(op: ExchangeOp, ranks: int) -> float:
-    """Rows of the busiest rank over the mean, by the name of a load of expert kernels."""
-    rows = expert_rows(str(op.load), op.tokens * ranks, op.top_k, op.experts, ranks)
-    return float(rows.sum(axis=-1).mean() / (op.tokens * op.top_k))
+    busiest, told = op.imbalance or 1.0, tuple[str, ...]()
+    if op.imbalance is None and op.load is not None and load not in EVEN:
+        busiest, told = hottest(op.load, op.tokens * network.ranks, op.top_k, op.experts, network.ranks)
+    if busiest <= 1.0:
+        return even, [*told]
+    return uneven_demand(even, busiest), [
+        f"uneven load: one rank gets {busiest:.3g} times the mean, the others alike",
+        *told,
+    ]
 
 
 def uneven_demand(even: Demand, hottest: float) -> Demand:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -11,49 +9,22 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from moesim.errors import UserError, shorten
 from moesim.specs.base import Spec
-from moesim.units import BytesPerSecond, parse
+from moesim.units import BytesPerSecond
+from moesim.validation.fields import (
+    MOST_TOKENS,
+    GpuOp,
+    Load,
+    Name,
+    Ranks,
+    Size,
+    Small,
+    Tokens,
+    Told,
+    enough_experts,
+    whole,
+)
+from moesim.validation.kernel_ops import AttentionOp, ExpertOp, GemmOp, GroupedOp, LaunchOp, MemoryOp
 from moesim.validation.words import key_name, unknown_key
-
-MOST = 1 << 40
-MOST_TOKENS = 1 << 24
-
-
-def _count(value: object) -> int:
-    """A whole number, from text or float too."""
-    try:
-        number = parse(value, "token")
-    except UserError:
-        number = math.nan
-    if not number.is_integer():
-        raise ValueError(f"expected a whole number, got {shorten(value)}")
-    return int(number)
-
-
-def _bytes(value: object) -> float:
-    number = parse(value, "B")
-    if not 0 < number <= 1e15:
-        raise ValueError(f"must be above 0 and at most 1e15 B, got {number:g}")
-    return number
-
-
-def _list(value: object) -> object:
-    """A list, from the JSON text that measurement tables hold too."""
-    return json.loads(value) if isinstance(value, str) else value
-
-
-Count = Annotated[int, BeforeValidator(_count), Field(ge=1, le=MOST)]
-Tokens = Annotated[int, BeforeValidator(_count), Field(ge=1, le=MOST_TOKENS)]
-Ranks = Annotated[int, BeforeValidator(_count), Field(ge=1, le=4096)]
-Small = Annotated[int, BeforeValidator(_count), Field(ge=1, le=1 << 20)]
-Size = Annotated[float, BeforeValidator(_bytes)]
-Name = Annotated[str, Field(min_length=1, max_length=200)]
-
-
-class GpuOp(Spec):
-    """An operation of one GPU: a catalog name, or `{base: NAME, field: value}`; the release is told, not used."""
-
-    gpu: Name | dict[str, Any]
-    release: str | float | None = None
 
 
 class GroupOp(GpuOp):
@@ -114,7 +85,7 @@ class ExchangeOp(GroupOp):
     dtype: str | None = None
     sms: Small | None = None
     groups: Groups | None = None
-    load: Name | None = None
+    load: Load | None = None
     imbalance: Annotated[float, Field(ge=1.0, le=1e6)] | None = None
     notify: bool = False
 
@@ -130,46 +101,7 @@ class ExchangeOp(GroupOp):
 
     @model_validator(mode="after")
     def _possible(self) -> ExchangeOp:
-        _enough_experts(self.top_k, self.experts)
-        return self
-
-
-class GemmOp(GpuOp):
-    """x [m, k] times w [k, n]. `quantize`: whether the time holds bringing x to the format."""
-
-    m: Count
-    n: Count
-    k: Count
-    dtype: Name = "bf16"
-    kernel: str | None = None
-    quantize: bool = True
-
-
-class ExpertOp(GpuOp):
-    """The expert layer on the busiest rank; `tokens` of the whole expert-parallel group, `inter` before the tensor
-    split, `slots` expert places with redundant copies, `rows` of each local expert where they are known."""
-
-    tokens: Tokens
-    hidden: Small
-    inter: Small
-    top_k: Small
-    experts: Small
-    expert_parallel: Small = 1
-    expert_tensor: Small = 1
-    dtype: Name = "bf16"
-    load: Name = "balanced"
-    kernel: str | None = None
-    matrices: Annotated[int, Field(ge=2, le=3)] = 3
-    real_weights: bool = False
-    presented_tokens: Tokens | None = None
-    slots: Small | None = None
-    rows: Annotated[tuple[Annotated[float, Field(ge=0)], ...], BeforeValidator(_list)] | None = None
-
-    @model_validator(mode="after")
-    def _possible(self) -> ExpertOp:
-        if self.expert_parallel > self.experts:
-            raise ValueError(f"{self.experts} experts cannot be spread over {self.expert_parallel} ranks")
-        _enough_experts(self.top_k, self.experts)
+        enough_experts(self.top_k, self.experts)
         return self
 
 
@@ -179,7 +111,6 @@ class LayerOp(ExchangeOp):
     inter: Small
     expert_tensor: Small = 1
     expert_dtype: str | None = None
-    kernel: str | None = None
     matrices: Annotated[int, Field(ge=2, le=3)] = 3
     real_weights: bool = True
 
@@ -192,39 +123,7 @@ class LayerOp(ExchangeOp):
         return self
 
 
-class AttentionOp(GpuOp):
-    """Core attention of `tokens` queries, all `sequences` together, against `length` keys of each; `latent` where keys
-    and values are one tensor."""
-
-    tokens: Count
-    length: Count
-    heads: Small
-    kv_heads: Small | None = None
-    head_dim: Small = 128
-    value_dim: Small | None = None
-    causal: bool = True
-    direction: Name = "forward"
-    dtype: Name = "bf16"
-    sequences: Count | None = None
-    latent: bool = False
-    kernel: str | None = None
-
-
-class MemoryOp(GpuOp):
-    """A pass over memory; what `elements` counts is said in the columns of measurement tables. `top_k`: rows of which
-    an unpermute makes one."""
-
-    what: Name
-    elements: Count
-    dtype: Name = "bf16"
-    top_k: Small | None = None
-    tokens: Tokens | None = None
-    hidden: Small | None = None
-    experts: Small | None = None
-    kernel: str | None = None
-
-
-class RoutingOp(Spec):
+class RoutingOp(Told):
     """Batches of `sequences` sequences drawn from a load profile, their experts spread over `expert_parallel` ranks.
 
     `layer` of the profile's model (None: mean over its layers); `tokens` of a sequence (None: as long as recorded);
@@ -232,7 +131,7 @@ class RoutingOp(Spec):
     """
 
     profile: Name
-    layer: Annotated[int, BeforeValidator(_count), Field(ge=0, le=10_000)] | None = None
+    layer: Annotated[int, BeforeValidator(whole), Field(ge=0, le=10_000)] | None = None
     sequences: Small = 1
     expert_parallel: Small = 8
     tokens: Tokens | None = None
@@ -250,8 +149,10 @@ KINDS: dict[str, type[Spec]] = {
     "dispatch_combine": ExchangeOp,
     "expert_gemm": ExpertOp,
     "gemm": GemmOp,
+    "grouped_gemm": GroupedOp,
     "attention": AttentionOp,
     "memory_bound": MemoryOp,
+    "launch": LaunchOp,
     "moe_layer": LayerOp,
     "routing": RoutingOp,
 }
@@ -283,8 +184,3 @@ def read_op(kind: str, op: Mapping[str, Any]) -> Spec:
             raise UserError(f"op.{shorten(key)}: {name} is given twice")
         found[name] = value
     return spec.model_validate({key: value for key, value in found.items() if value is not None})
-
-
-def _enough_experts(top_k: int, experts: int) -> None:
-    if top_k > experts:
-        raise ValueError(f"top_k {top_k} of only {experts} experts")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from moesim.errors import InfeasibleError, InternalError, UserError, nearest_hint, shorten
 from moesim.validation.answer import Prediction, Settings
 from moesim.validation.cases import Case
-from moesim.validation.compute_kinds import attention, expert_gemm, gemm, memory_bound
+from moesim.validation.compute_kinds import attention, expert_gemm, gemm, grouped_gemm, launch, memory_bound
 from moesim.validation.layer_kind import moe_layer
 from moesim.validation.network_kinds import collective, dispatch_combine
 from moesim.validation.places import gpu_label
@@ -23,8 +23,10 @@ _OPERATIONS: dict[str, Callable[[Any, Settings], dict[str, Prediction]]] = {
     "dispatch_combine": dispatch_combine,
     "expert_gemm": expert_gemm,
     "gemm": gemm,
+    "grouped_gemm": grouped_gemm,
     "attention": attention,
     "memory_bound": memory_bound,
+    "launch": launch,
     "moe_layer": moe_layer,
     "routing": routing,
 }
@@ -32,6 +34,9 @@ _METRICS = {
     "latency": "time", "seconds": "time", "dispatch": "dispatch_time", "combine": "combine_time",
     "dispatch_latency": "dispatch_time", "combine_latency": "combine_time", "mfu": "model_flops_utilization",
     "tokens_per_s_per_gpu": "tokens_per_second_per_gpu", "step_seconds": "step_time",
+    "busbw": "bus_bandwidth", "bus_bw": "bus_bandwidth", "algbw": "algorithm_bandwidth",
+    "algo_bandwidth": "algorithm_bandwidth", "flops": "flops_per_second", "tflops": "flops_per_second",
+    "tflops_per_second": "flops_per_second",
 }  # fmt: skip
 _NOT_YET = "serving is not simulated yet"
 _BUGS = (InternalError, ArithmeticError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
@@ -86,7 +91,7 @@ def labels(case: Case) -> Labels:
         gpu = cluster.get("gpu", "") if isinstance(cluster, dict) else ""
         stack = case.scenario.get("stack", "auto")
         return Labels(gpu_label(gpu) if gpu else "", _name(case.scenario.get("model")), shorten(stack, 60))
-    gpu, library = getattr(case.op, "gpu", ""), getattr(case.op, "library", "")
+    gpu, library = getattr(case.op, "gpu", ""), getattr(case.op, "library", None) or ""
     profile = getattr(case.op, "profile", "")
     return Labels(gpu_label(gpu) if gpu else "", shorten(profile, 60), shorten(library, 60))
 

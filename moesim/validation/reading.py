@@ -1,4 +1,4 @@
-"""Reads the list in a case file: YAML, JSON, or YAML with one JSON mapping a line, which is the quickest.
+"""Reads the list in a case file: YAML, JSON, YAML with one JSON mapping a line (the quickest), or a measurement table.
 
 Plain data only, read under the same limits as every other file of the user's; long lists are parsed in parts.
 """
@@ -13,6 +13,8 @@ from typing import Any
 
 from moesim.catalog.yaml_files import parse_mapping, read_mapping, read_text
 from moesim.errors import FileError, shorten
+from moesim.measurement.files import suffix_of
+from moesim.validation.measured_rows import items
 
 MAX_BYTES = 64 << 20
 ITEMS_A_PART = 400
@@ -23,7 +25,9 @@ _LINE = re.compile(r"\bline (\d+)\b")
 
 
 def read_list(path: Path) -> list[Any]:
-    """The items of the list in a file; raises `FileError` where it holds no list of cases."""
+    """The items of the list in a file, of a measurement table its rows; raises `FileError` where it holds none."""
+    if suffix_of(path) is not None:
+        return list(items(path))
     text = read_text(path, MAX_BYTES)
     lines = text.splitlines()
     first = next((line for line in lines if line.strip() and not line.lstrip().startswith(("#", "---"))), "")

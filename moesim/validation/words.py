@@ -46,8 +46,9 @@ _KEYS = {
     "domain": "ranks_per_domain", "num_nodes": "nodes", "node_num": "nodes", "domains": "nodes",
     "dispatch_sms": "sms", "num_sms": "sms", "multiprocessors": "sms", "nic_bandwidth": "nic",
     "dispatch_dtype": "dispatch", "combine_dtype": "combine", "kernel_source": "kernel", "dispatcher": "library",
-    "lib": "library", "version": "release", "software": "release", "library_version": "release",
-    "rank0_num_tokens": "presented_tokens", "num_slots": "slots",
+    "lib": "library", "version": "release", "library_version": "release",
+    "rank0_num_tokens": "presented_tokens", "num_slots": "slots", "vocab": "vocabulary", "vocab_size": "vocabulary",
+    "params": "parameters", "num_groups": "groups", "m_per_group": "m", "expected_m": "m",
     "q_heads": "heads", "num_heads": "heads", "n_heads": "heads", "num_kv_heads": "kv_heads",
     "n_kv_heads": "kv_heads", "seq_len": "length", "kv_length": "length", "operation": "collective",
 }  # fmt: skip

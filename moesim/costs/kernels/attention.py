@@ -55,6 +55,8 @@ def attention_time(
     sequences: Any = None,
     latent: bool = False,
     free_share: float = 1.0,
+    kernel: str | None = None,
+    release: str | None = None,
 ) -> KernelTime:
     """Seconds for `tokens` queries (all sequences together) over `length` keys a sequence; arrays broadcast.
 
@@ -64,7 +66,7 @@ def attention_time(
     if direction not in ("forward", "backward"):
         raise UnknownNameError("direction", direction, ("forward", "backward"))
     kind, notes = _format(gpu, dtype)
-    chosen = choose("kernel-attention", gpu, kind, measured)
+    chosen = choose("kernel-attention", gpu, kind, measured, kernel, release)
     names = {"tokens": tokens, "length": length, "heads": heads, "kv_heads": kv_heads}
     tokens, length, heads, kv_heads = positive(**names)
     width, value = positive(head_dim=head_dim, value_dim=value_dim)

@@ -1,8 +1,10 @@
 """Expert layer of one rank: permute, two grouped products, activation, combine.
 
-t = base + expert E_local + sum over active experts |arithmetic, weights|_2 + rows (row + bytes / W) + token T 2 H / W:
-the weights of an active expert are read once; T are the tokens that the kernel is presented with: the whole group's
-where ranks gather them all, the distinct ones received after an all-to-all. Coefficients: "kernel-experts".
+t = base + expert E_local + sum over active experts |arithmetic, weights|_2 + rows (row + bytes / W) + token T 2 H / W
++ fullest max(rows of an expert): the weights of an active expert are read once; T are the tokens that the kernel is
+presented with: the whole group's where ranks gather them all, the distinct ones received after an all-to-all; `fullest`
+is what passes cost that give each expert equally many thread blocks: its rows go one after another.
+Coefficients: "kernel-experts".
 """
 
 from __future__ import annotations
@@ -55,6 +57,7 @@ def experts_time(
     *,
     free_share: float = 1.0,
     presented_rows: Any = None,
+    release: str | None = None,
 ) -> KernelTime:
     """Seconds [...] of a rank whose local experts get `rows` [..., E_local]; 3 matrices, 2 where the FFN is not gated.
 
@@ -62,7 +65,7 @@ def experts_time(
     `real_weights` the products sustain no more than dense ones. `presented_rows`: tokens presented x choices, over
     which Triton kernels run their element-wise part (default: the rank's rows). Raises `UserError` as `gemm_time`.
     """
-    chosen = choose("kernel-experts", gpu, dtype, measured, kernel)
+    chosen = choose("kernel-experts", gpu, dtype, measured, kernel, release)
     if real_weights:
         chosen = _with_real_weights(chosen, gpu, dtype, measured)
     counts = np.asarray(rows, dtype=np.float64)
@@ -85,6 +88,8 @@ def grouped_gemm_time(
     product: Product = "forward",
     measured: str | None = None,
     *,
+    kernel: str | None = None,
+    release: str | None = None,
     free_share: float = 1.0,
 ) -> KernelTime:
     """Seconds [...] of grouped products [rows_e, k] x [k, n] alone, `rows` [..., E], activations already converted.
@@ -94,7 +99,7 @@ def grouped_gemm_time(
     """
     if product not in ("forward", "dgrad", "wgrad"):
         raise UnknownNameError("product", product, ("forward", "dgrad", "wgrad"))
-    chosen = choose("kernel-gemm", gpu, dtype, measured)
+    chosen = choose("kernel-gemm", gpu, dtype, measured, kernel, release)
     counts = np.asarray(rows, dtype=np.float64)
     n, k = positive(n=n, k=k)
     values, wgrad = chosen.values, product == "wgrad"
@@ -132,6 +137,7 @@ def experts_law(values: Mapping[str, float], work: ExpertWork, on: Rates) -> Flo
         + products
         + all_rows * (values["row"] + row_bytes / bandwidth)
         + values["token"] * work.presented * 2.0 * work.hidden / bandwidth
+        + values.get("fullest", 0.0) * work.rows.max(axis=-1)
     )
     return result
 

@@ -15,7 +15,8 @@ class Format:
     """A number format of matrix products.
 
     `weight`, `activation` bytes an element with scales; `quantized` where activations are converted before the product;
-    `rate` names the datasheet field of its products; `coefficients` the format whose fitted numbers stand for it.
+    `rate` names the datasheet field of its products; `coefficients` the format whose fitted numbers stand for it;
+    `note` says where another format answers.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Format:
     quantized: bool
     rate: str
     coefficients: str
+    note: str = ""
 
 
 def number_format(text: str) -> Format:
@@ -31,6 +33,9 @@ def number_format(text: str) -> Format:
     data = _data()
     plain = str(text).strip().lower().removeprefix("torch.").replace("_", "-")
     name = data["spellings"].get(plain, plain)
+    stands_in = data["nearest"].get(name)
+    note = f"{name}: answered as {stands_in}" if stands_in else ""
+    name = stands_in or name
     if name not in data["formats"]:
         raise UnknownNameError("number format", str(text), data["formats"])
     known = data["formats"][name]
@@ -41,11 +46,17 @@ def number_format(text: str) -> Format:
         bool(known.get("quantized", False)),
         str(known["rate"]),
         str(known.get("coefficients", name)),
+        note,
     )
 
 
 def peak(gpu: GpuSpec, kind: Format) -> tuple[float, tuple[str, ...]]:
     """Dense peak in FLOP/s and what had to be assumed for it; raises `UserError` where the GPU has no such units."""
+    rate, notes = _rate(gpu, kind)
+    return rate, (kind.note, *notes) if kind.note else notes
+
+
+def _rate(gpu: GpuSpec, kind: Format) -> tuple[float, tuple[str, ...]]:
     if kind.rate == "int8":
         return _integer_peak(gpu, kind)
     rate = getattr(gpu, kind.rate)

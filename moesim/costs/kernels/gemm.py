@@ -37,13 +37,14 @@ def gemm_time(
     *,
     quantize: bool = True,
     free_share: float = 1.0,
+    release: str | None = None,
 ) -> KernelTime:
     """Seconds of products [m, k] x [k, n], arrays broadcast; `free_share` of the multiprocessors compute.
 
     x arrives in bf16 and is converted in the call; without `quantize` it arrives converted and one kernel runs.
     Raises `UserError` for a format that the GPU lacks or a size below 1.
     """
-    chosen = choose("kernel-gemm", gpu, dtype, measured, kernel)
+    chosen = choose("kernel-gemm", gpu, dtype, measured, kernel, release)
     if not quantize and chosen.kind.quantized:
         chosen = _product_alone(chosen, gpu, measured)
     m, n, k = positive(m=m, n=n, k=k)

@@ -65,10 +65,28 @@ def _rows(load: str, tokens: int, top_k: int, experts: int, how: tuple[int, int,
         else:
             raise UnknownNameError("load", load, _KNOWN)
     dealt = bool(match and match[2])
-    whole = _fitted(counts, tokens, top_k, 1 if dealt else ranks)
-    rows = _busiest(_dealt(whole[:, 0], ranks) if dealt else whole)
+    apart = ranks if experts % ranks == 0 and not dealt else 1
+    whole = _fitted(counts, tokens, top_k, apart).reshape(samples if load not in _BALANCED else 1, experts)
+    rows = _busiest(_dealt(whole, ranks) if dealt else spread_out(whole, ranks))
     rows.setflags(write=False)
     return rows
+
+
+def busiest_rows(expected: Floats, ranks: int) -> Floats:
+    """Rows [S, ceil(E / R)] of the busiest rank, contiguous experts a rank, where experts get `expected` [S, E]."""
+    return _busiest(spread_out(expected, ranks))
+
+
+def spread_out(counts: Floats, ranks: int) -> Floats:
+    """Tokens [S, R, ceil(E / R)] of contiguous experts by rank; where they do not divide, some ranks have one more and
+    the others an idle place."""
+    samples, experts = counts.shape
+    local = -(-experts // ranks)
+    places = np.zeros((samples, ranks, local))
+    rank = np.arange(experts) * ranks // experts
+    first = np.searchsorted(rank, np.arange(ranks))
+    places[:, rank, np.arange(experts) - first[rank]] = counts
+    return places
 
 
 def _balanced(tokens: int, top_k: int, experts: int) -> Floats:
@@ -95,8 +113,8 @@ def _power_law(alpha: float, tokens: int, top_k: int, uniform: Floats) -> Floats
 def _fitted(counts: Floats, tokens: int, top_k: int, ranks: int) -> Floats:
     """Tokens [S, R, E / R], at most T an expert and T k in all; each rank takes an equal part of what is moved."""
     samples, experts = counts.shape
-    local = max(1, experts // ranks)
-    counts = np.minimum(counts, tokens)[:, : ranks * local].reshape(samples, ranks, local)
+    local = experts // ranks
+    counts = np.minimum(counts, tokens).reshape(samples, ranks, local)
     for _ in range(ranks):
         missing = tokens * top_k - counts.sum(axis=(1, 2))
         if np.all(np.abs(missing) < 0.5):
@@ -122,11 +140,11 @@ def _levelled(counts: Floats, target: Floats, most: float) -> Floats:
 def _dealt(counts: Floats, ranks: int) -> Floats:
     """Tokens [S, R, E / R]: experts dealt to ranks by falling load, each to the emptiest rank with a free place."""
     samples, experts = counts.shape
-    local = max(1, experts // ranks)
+    local = -(-experts // ranks)
     dealt = np.zeros((samples, ranks, local))
     for sample, row in enumerate(np.sort(counts, axis=-1)[:, ::-1]):
         filled, sums = np.zeros(ranks, dtype=np.int64), np.zeros(ranks)
-        for load in row[: ranks * local]:
+        for load in row:
             rank = int(np.where(filled < local, sums, np.inf).argmin())
             dealt[sample, rank, filled[rank]] = load
             filled[rank] += 1

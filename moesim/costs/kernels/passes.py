@@ -34,7 +34,7 @@ def memory_bound_time(
 ) -> KernelTime:
     """Seconds of a pass `what` over `elements` values of `dtype`; what counts as an element is in "kernel-passes".
 
-    `top_k`: choices a token, of which an unpermute makes one row (8 where it is not stated). Raises `UnknownNameError`.
+    `top_k`: rows of which an unpermute makes one (1 where it is not stated). Raises `UnknownNameError`.
     """
     data = catalog.calibration("kernel-passes", measured)
     name = _pass_name(data, what)

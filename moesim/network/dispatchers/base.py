@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from moesim.network.demand import Demand, Direction, payload_bytes
 from moesim.network.fidelities import NETWORKS
-from moesim.network.portload import Traffic
+from moesim.network.portload import PortLoads, Traffic
 from moesim.network.topology import GroupNetwork
 from moesim.provenance import Basis
 from moesim.specs.workload import WireFormat
@@ -53,12 +53,18 @@ def payload(
 
 @dataclass(frozen=True)
 class PortTimes:
-    """One direction: common `latency` and, by rank [..., R], seconds of `send` and `receive`, bytes sent and received
-    by tier."""
+    """One direction: common `latency` and, by rank [..., R], seconds until its sends and its receives are over, seconds
+    of its `own` ports' work without waiting for others' flows, seconds that each tier's links are taken at full rate,
+    bytes sent and received by tier."""
 
     latency: float
     send: Floats
     receive: Floats
+    own: Floats
+    up_send: Floats
+    up_receive: Floats
+    out_send: Floats
+    out_receive: Floats
     bytes_up: Floats
     bytes_out: Floats
     received_up: Floats
@@ -72,7 +78,7 @@ class PortTimes:
     @property
     def mean(self) -> Floats:
         """Seconds [...] of the mean rank's own work."""
-        return np.asarray(self.latency + np.maximum(self.send, self.receive).mean(axis=-1))
+        return np.asarray(self.latency + self.own.mean(axis=-1))
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,13 @@ class Dispatcher(Protocol):
     @property
     def default_multiprocessors(self) -> int:
         """SMs it takes unless told otherwise."""
+
+    @property
+    def settable(self) -> bool:
+        """Whether its library lets a user state its SMs."""
+
+    def multiprocessors(self, stated: int | None) -> int:
+        """SMs it takes where a scenario states so many; None for the default."""
 
     def runs_on(self, group: GroupNetwork) -> str | None:
         """Why it cannot run on this group; None where it can."""
@@ -157,20 +170,34 @@ def exchange(
 
 
 def _port_times(traffic: Traffic, group: GroupNetwork, copy: float, kernel: Kernel, network: str) -> PortTimes:
-    loads = NETWORKS[network](traffic, group)
-    up, out = copy / kernel.eta_up, copy / kernel.eta_out
-    both = np.add if kernel.serial else np.maximum
-    send = np.maximum(both(loads.up_send * up, loads.out_send * out), kernel.send_floor)
-    receive = np.maximum(both(loads.up_receive * up, loads.out_receive * out), kernel.receive_floor)
+    ports = NETWORKS["ideal" if network == "ideal" else "port-load"](traffic, group)
+    own = _seconds(ports, copy, kernel)
+    send, receive = (
+        own if network in ("ideal", "port-load") else _seconds(NETWORKS[network](traffic, group), copy, kernel)
+    )
     return PortTimes(
         latency=kernel.alpha * kernel.stretch + kernel.tail,
-        send=_with_root(send, kernel),
-        receive=_with_root(receive, kernel),
+        send=send,
+        receive=receive,
+        own=np.maximum(*own),
+        up_send=ports.up_send * copy,
+        up_receive=ports.up_receive * copy,
+        out_send=ports.out_send * copy,
+        out_receive=ports.out_receive * copy,
         bytes_up=traffic.up.sum(axis=-1) * copy,
         bytes_out=traffic.out.sum(axis=-1) * copy,
         received_up=traffic.up.sum(axis=-2) * copy,
         received_out=traffic.out.sum(axis=-2) * copy,
     )
+
+
+def _seconds(loads: PortLoads, copy: float, kernel: Kernel) -> tuple[Floats, Floats]:
+    """Seconds [..., R] of sends and of receives, by the kernel's law."""
+    up, out = copy / kernel.eta_up, copy / kernel.eta_out
+    both = np.add if kernel.serial else np.maximum
+    send = np.maximum(both(loads.up_send * up, loads.out_send * out), kernel.send_floor)
+    receive = np.maximum(both(loads.up_receive * up, loads.out_receive * out), kernel.receive_floor)
+    return _with_root(send, kernel), _with_root(receive, kernel)
 
 
 def _with_root(seconds: Floats, kernel: Kernel) -> Floats:
@@ -180,7 +207,7 @@ def _with_root(seconds: Floats, kernel: Kernel) -> Floats:
 def nothing(demand: Demand) -> tuple[PortTimes, PortTimes]:
     """A group of one rank: nothing to send."""
     zero = np.zeros(demand.copies.shape[:-1])
-    none = PortTimes(0.0, zero, zero, zero, zero, zero, zero)
+    none = PortTimes(0.0, *[zero] * 11)
     return none, replace(none)
 
 

@@ -1,4 +1,5 @@
-"""`auto`: the fastest dispatcher that runs on a group and is meant for its demand; and all of them side by side."""
+"""`auto`: the fastest dispatcher that runs on a group and is meant for its demand, and of several that are equally fast
+as far as their laws can tell the one whose law is best known there; and all of them side by side."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from moesim.errors import InfeasibleError
 from moesim.network.demand import Demand
 from moesim.network.dispatchers.base import Dispatcher, ExchangeTimes, Payload
 from moesim.network.topology import GroupNetwork
-from moesim.provenance import Basis
+from moesim.provenance import Basis, worst
 from moesim.units import show
 
 
@@ -91,16 +92,50 @@ def fastest(
 ) -> Choice:
     """The dispatcher of `known` with the least dispatch + combine time of `demand` (mean over its batch).
 
-    Raises `InfeasibleError` where none runs. Ties go to the first known.
+    Those that no more than the law `common`'s `auto_tie`, nor more than the range of either, are apart count as equal:
+    of them the best basis goes first, then the narrowest range. Raises `InfeasibleError` where none runs.
     """
     rows = compare(known, demand, group, payload, multiprocessors)
     able = [row for row in rows if row.why_not is None]
     if not able:
         raise InfeasibleError("no known dispatcher runs on this group")
-    winner = known[able[0].name]
     if group.ranks == 1:
-        return Choice(winner, "one rank: nothing to exchange")
-    best, *others = [f"{row.name} {show(row.total or 0.0, 's')}" for row in able]
-    reason = f"{best} dispatch + combine at balanced routing is the fastest that runs here"
+        return Choice(known[able[0].name], "one rank: nothing to exchange")
+    tied = [row for row in able if _apart(able[0], row) <= group.law("common").assumed("auto_tie")]
+    chosen = _best_known(tied)
     left_out = [row.why_not for row in rows if row.why_not is not None]
-    return Choice(winner, "; ".join([reason, *others[:1], *left_out]))
+    return Choice(known[chosen.name], "; ".join([_reason(chosen, able), *left_out]))
+
+
+def _best_known(rows: list[Compared]) -> Compared:
+    """Of the best basis the one of the narrowest range, of those the first."""
+    bases = [row.basis for row in rows if row.basis is not None]
+    best = next((basis for basis in bases if all(worst([basis, other]) == other for other in bases)), None)
+    return min((row for row in rows if row.basis == best), key=lambda row: row.relative or 0.0)
+
+
+def _apart(fastest: Compared, row: Compared) -> float:
+    """How much longer it takes than the fastest; without bound where that is more than the range of either."""
+    longer = (row.total or 0.0) / fastest.total - 1 if fastest.total else 0.0
+    return longer if longer <= min(fastest.relative or 0.0, row.relative or 0.0) else np.inf
+
+
+def _reason(chosen: Compared, able: list[Compared]) -> str:
+    """Why it is taken, and how near the next one is."""
+    best = f"{_told(chosen)} dispatch + combine at balanced routing"
+    if chosen is not able[0]:
+        reason = f"{best} against {_told(able[0])}, within the range of both, and its law is better known here"
+        return f"{reason}: {_range(chosen)} against {_range(able[0])}"
+    if len(able) == 1:
+        return f"{best} is the only one that runs here and is meant for this"
+    following = f"against {_told(able[1])}"
+    near = np.isfinite(_apart(chosen, able[1]))
+    return f"{best} is the fastest that runs here, {following}{', within the range of both' if near else ''}"
+
+
+def _told(row: Compared) -> str:
+    return f"{row.name} {show(row.total or 0.0, 's')}"
+
+
+def _range(row: Compared) -> str:
+    return f"{row.basis}, 90 % within {row.relative or 0.0:.0%}"

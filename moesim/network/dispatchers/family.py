@@ -27,6 +27,7 @@ class LawDispatcher(ABC):
     """A dispatcher whose times follow from a calibrated law; subclasses say where it runs and what the law is."""
 
     name: str
+    settable: bool = True
 
     @abstractmethod
     def calibration(self, group: GroupNetwork) -> str:
@@ -51,6 +52,10 @@ class LawDispatcher(ABC):
         """SMs it takes unless told otherwise."""
         return int(law("multiprocessors").assumed(self.name))
 
+    def multiprocessors(self, stated: int | None) -> int:
+        """What is stated goes to those whose library has the setting."""
+        return self.default_multiprocessors if stated is None or not self.settable else stated
+
     def times(
         self,
         demand: Demand,
@@ -63,7 +68,7 @@ class LawDispatcher(ABC):
         """Seconds by rank; see `Dispatcher`. Raises `InfeasibleError` where it does not run."""
         if network not in NETWORKS:
             raise UnknownNameError("network model", network, NETWORKS)
-        used = self.default_multiprocessors if multiprocessors is None else multiprocessors
+        used = self.multiprocessors(multiprocessors)
         if group.ranks == 1:
             return ExchangeTimes(*nothing(demand), "derived", 0.0, (), used)
         refusal = self.runs_on(group)
@@ -74,11 +79,11 @@ class LawDispatcher(ABC):
         return ExchangeTimes(there, back, found.basis, found.relative, found.notes, used)
 
 
-def needs_nvlink(name: str, group: GroupNetwork) -> str | None:
-    """The refusal of kernels that forward inside NVLink domains; None where they run."""
+def needs_nvlink(name: str, group: GroupNetwork, or_like: tuple[str, ...] = ()) -> str | None:
+    """The refusal of kernels that forward inside NVLink domains, `or_like` of these kinds; None where they run."""
     if group.ranks == 1:
         return None
-    if group.kind != "nvlink":
+    if group.kind not in ("nvlink", *or_like):
         return f"{name} needs NVLink between the GPUs of a domain, this group has {group.kind}"
     if group.ranks_per_domain < 2:
         return f"{name} needs at least 2 ranks of the group in a domain, this group has 1"

@@ -50,7 +50,7 @@ def _ring(foreign: Floats, out: Floats, copy: float, group: GroupNetwork) -> Por
     law = ring_law(group, "alone")
     wire = foreign * copy / law.rate
     seconds = wire + law.root * np.sqrt(law.alpha * wire)
-    return PortTimes(law.alpha, seconds, seconds, *_bytes(foreign, out, copy))
+    return PortTimes(law.alpha, seconds, seconds, seconds, *_moved(foreign, out, copy, group))
 
 
 def _ideal_ring(foreign: Floats, out: Floats, copy: float, group: GroupNetwork) -> PortTimes:
@@ -58,10 +58,12 @@ def _ideal_ring(foreign: Floats, out: Floats, copy: float, group: GroupNetwork) 
     seconds = foreign * (copy / group.port_bandwidth) if group.ranks_per_domain > 1 else np.zeros(foreign.shape)
     if group.domains > 1:
         seconds = np.maximum(seconds, out * (copy / group.own_nic_rate))
-    return PortTimes(0.0, seconds, seconds, *_bytes(foreign, out, copy))
+    return PortTimes(0.0, seconds, seconds, seconds, *_moved(foreign, out, copy, group))
 
 
-def _bytes(foreign: Floats, out: Floats, copy: float) -> tuple[Floats, Floats, Floats, Floats]:
-    """Bytes sent and received by tier: on a ring a rank receives as much as it sends."""
+def _moved(foreign: Floats, out: Floats, copy: float, group: GroupNetwork) -> tuple[Floats, ...]:
+    """Seconds of links and bytes by tier: on a ring a rank receives as much as it sends."""
     up, over = foreign * copy, out * copy
-    return up, over, up, over
+    near = up / group.port_bandwidth if group.port_bandwidth else up
+    far = over / group.own_nic_rate if group.domains > 1 else over
+    return near, near, far, far, up, over, up, over

@@ -21,8 +21,12 @@ class HybridEp(LawDispatcher):
         return self.name
 
     def runs_on(self, group: GroupNetwork) -> str | None:
-        """On NVLink domains."""
-        return needs_nvlink(self.name, group)
+        """On NVLink domains; kernels of its kind are ported to xGMI ones."""
+        return needs_nvlink(self.name, group, ("xgmi",))
+
+    def unfit(self, demand: Demand, group: GroupNetwork) -> str | None:
+        """Its ports to xGMI have published no times: never chosen there unless named."""
+        return None if group.kind == "nvlink" else f"no kernel of its kind was measured on {group.kind}"
 
     def exchange(
         self, demand: Demand, group: GroupNetwork, payload: Payload, settings: Settings

@@ -29,6 +29,7 @@ class DeepEpLowLatency(LawDispatcher):
     """`deepep-low-latency`."""
 
     name = "deepep-low-latency"
+    settable = False
 
     def calibration(self, group: GroupNetwork) -> str:
         """One fit for all groups."""
