@@ -538,6 +538,7 @@ def test_rates_in_the_words_of_benchmarks() -> None:
     assert cases.one({**item, "measured": {"tflops": 700}}, "here").measured == {"tflops": 7e14}
     bandwidth = {"id": "a", "kind": "all_to_all", "op": PAIR, "measured": {"busbw": 350}}
     assert cases.one(bandwidth, "here").measured == {"busbw": 3.5e11}
+    assert cases.one({**bandwidth, "measured": {"busbw": "350 GB/s"}}, "here").measured == {"busbw": 3.5e11}
     assert predict(cases.one(bandwidth, "here"))["bus_bandwidth"].value > 1e10  # type: ignore[index]
 
 

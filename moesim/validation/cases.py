@@ -223,6 +223,8 @@ def _scale(metric: str, number: float) -> float:
 def _number(metric: str, raw: Any) -> float | str:
     """A measured value in SI, or what is wrong with it."""
     unit = "s" if metric.endswith(("time", "latency", "seconds", "dispatch", "combine")) else _UNITS.get(metric, "1")
+    if isinstance(raw, str) and (metric.lower() in _GIGABYTES or metric.endswith("bandwidth")):
+        unit = "B/s"
     try:
         value = parse(raw, unit)
     except UserError as error:

@@ -10,7 +10,7 @@ from moesim.validation.network_kinds import dispatch_combine
 from moesim.validation.ops import LayerOp
 
 _OWN = ("inter", "expert_tensor", "kernel", "matrices", "real_weights", "hidden", "top_k", "experts", "gpu")
-_SOFTWARE = ("software", "stack", "release")
+_SOFTWARE = ("software", "stack")
 
 
 def moe_layer(op: LayerOp, settings: Settings) -> dict[str, Prediction]:
