@@ -158,3 +158,28 @@ def test_rings_that_were_measured_move_the_steps_collectives(tmp_path: Path) -> 
     plain, slower = (moesim.estimate(moesim.load({**found, **layout})).summary for found in (SCENARIO, document))
     for metric in ("tensor_parallel_time", "data_parallel_time"):
         assert slower[metric].value > 1.3 * plain[metric].value, metric
+
+
+def test_one_measured_step_calibrates_the_next(tmp_path: Path) -> None:
+    """A layout that runs a fifth slower than predicted makes its neighbours' predictions slower, and none worse."""
+    layouts = {
+        "one": {"workload": {"global_batch": 64}},
+        "other": {"workload": {"global_batch": 128, "micro_batch": 2}},
+    }
+    speeds = {
+        name: moesim.estimate(moesim.load({**SCENARIO, **layout})).summary["tokens_per_second_per_gpu"].value
+        for name, layout in layouts.items()
+    }
+    paths = {}
+    for name, layout in layouts.items():
+        measured = {"tokens_per_second_per_gpu": speeds[name] / 1.2}
+        case = {"id": name, "kind": "train_step", "scenario": {**SCENARIO, **layout}, "measured": measured}
+        paths[name] = tmp_path / f"{name}.yaml"
+        paths[name].write_text(yaml.safe_dump([case]), encoding="utf-8")
+    moesim.calibrate([paths["one"]], tmp_path / "own.yaml")
+    errors = [
+        abs(moesim.validate([paths["other"]], calibration=own).cases[0].error or 0.0)
+        for own in (None, tmp_path / "own.yaml")
+    ]
+    assert errors[0] == pytest.approx(0.2, rel=1e-6)
+    assert errors[1] < 0.6 * errors[0]

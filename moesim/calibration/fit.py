@@ -15,13 +15,17 @@ from moesim.calibration import compute_fit, network_fit, own_fit
 from moesim.calibration.compute_fit import Fits
 from moesim.calibration.entries import compute_entry, network_entries, own_entry, source_of
 from moesim.calibration.network_fit import Fitted
+from moesim.calibration.step_fit import fit_steps
 from moesim.calibration.tables import FileRead, Progress, Tables, read
 from moesim.calibration.writer import write
 from moesim.errors import UserError
 from moesim.files import target_of
+from moesim.measurement.columns import names
+from moesim.validation import cases
 
 # Rows of one set of expert layers that are fitted: more change no digit that is written, and take minutes.
 EXPERT_ROWS = 500
+_CASE_FILES = {".yaml", ".yml", ".json"}
 _FITTED_KINDS = ("gemm", "expert_gemm", "attention", "memory_bound", own_fit.LAUNCH)
 # The date of a build that must come out the same on another day, in seconds since 1970.
 DATE_VARIABLE = "SOURCE_DATE_EPOCH"
@@ -73,15 +77,21 @@ def calibrate(
 ) -> Calibration:
     """Fits all laws that the measurements under `paths` (files or folders) belong to, and writes them to `out` (YAML).
 
+    Case files (YAML lists, named one by one) hold measured training steps, which move the step's own coefficients.
     The file goes before the catalog in a scenario that names it as `cluster.calibration`. Rows of one GPU give compute
     coefficients of that GPU, rows of several those of each generation. `date` (ISO) is today's where None; the same
     rows and date give the same bytes. Raises `UserError` where a file is not sound or no row can be used.
     """
     target = None if out is None else target_of(out)
     listed = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
-    tables = read(listed, progress)
+    steps = [path for path in map(Path, listed) if path.suffix in _CASE_FILES and path.is_file()]
+    measured = [path for path in listed if Path(path) not in steps]
+    nothing = Tables(pd.DataFrame(columns=[*names(), "file"]), (), ())
+    tables = read(measured, progress) if measured or not steps else nothing
     day = date or _today()
     found = _Findings()
+    if steps:
+        _fit_steps(steps, day, found, progress)
     _fit_network(tables, day, found, progress)
     _fit_compute(tables, day, found, progress)
     _fit_own(tables, day, found)
@@ -116,6 +126,14 @@ def _files_left_out(tables: Tables) -> str:
         for reason, count in file.left_out.items():
             reasons[reason] = reasons.get(reason, 0) + count
     return "; ".join(f"{count} rows: {reason}" for reason, count in reasons.items())
+
+
+def _fit_steps(paths: list[Path], day: str, found: _Findings, progress: Progress | None) -> None:
+    if progress is not None:
+        progress("fitting training steps", 0.0)
+    found.entries.update(fit_steps(cases.read(paths), day))
+    if progress is not None:
+        progress("fitting training steps", 1.0)
 
 
 def _fit_network(tables: Tables, day: str, found: _Findings, progress: Progress | None) -> None:
