@@ -164,7 +164,7 @@ def test_one_measured_step_calibrates_the_next(tmp_path: Path) -> None:
     """A layout that runs a fifth slower than predicted makes its neighbours' predictions slower, and none worse."""
     layouts = {
         "one": {"workload": {"global_batch": 64}},
-        "other": {"workload": {"global_batch": 128, "micro_batch": 2}},
+        "other": {"workload": {"global_batch": 256}},
     }
     speeds = {
         name: moesim.estimate(moesim.load({**SCENARIO, **layout})).summary["tokens_per_second_per_gpu"].value

@@ -88,3 +88,10 @@ def needs_nvlink(name: str, group: GroupNetwork, or_like: tuple[str, ...] = ()) 
     if group.ranks_per_domain < 2:
         return f"{name} needs at least 2 ranks of the group in a domain, this group has 1"
     return None
+
+
+def needs_one_rack(name: str, group: GroupNetwork) -> str | None:
+    """The refusal of kernels that write straight to every rank over NVLink; None where they run."""
+    if group.domains > 1:
+        return f"{name} needs all ranks in one NVLink domain, this group spans {group.domains}"
+    return needs_nvlink(name, group)

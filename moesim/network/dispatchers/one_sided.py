@@ -6,7 +6,7 @@ from math import log2
 
 from moesim.network.demand import Demand, Direction
 from moesim.network.dispatchers.base import DIRECTIONS, Kernel, Payload, PortTimes, direct_traffic, exchange
-from moesim.network.dispatchers.family import LawDispatcher, Settings, needs_nvlink
+from moesim.network.dispatchers.family import LawDispatcher, Settings, needs_one_rack
 from moesim.network.topology import GroupNetwork
 
 
@@ -21,9 +21,7 @@ class OneSidedNvl(LawDispatcher):
 
     def runs_on(self, group: GroupNetwork) -> str | None:
         """Where NVLink reaches every rank."""
-        if group.domains > 1:
-            return f"{self.name} needs all ranks in one NVLink domain, this group spans {group.domains}"
-        return needs_nvlink(self.name, group)
+        return needs_one_rack(self.name, group)
 
     def exchange(
         self, demand: Demand, group: GroupNetwork, payload: Payload, settings: Settings
