@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from interrupts import interrupt
 
 ROOT = Path(__file__).parents[1]
 OLMOE = ROOT / "scenarios" / "olmoe-8-h100.yaml"
@@ -250,8 +250,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
     endless = ["--set", "simulation.microbatch_samples=1000", "--out", str(out)]
     process = subprocess.Popen([*command, *endless], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     time.sleep(4.0)
-    process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = interrupt(process)
     assert process.returncode == 130
     assert "interrupted" in stderr
     assert "Traceback" not in stderr

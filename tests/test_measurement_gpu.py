@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from interrupts import interrupt
 
 from moesim.calibration import tables
 from moesim.errors import UnknownNameError, UserError
@@ -324,8 +324,7 @@ def test_it_runs_where_only_torch_and_numpy_are_and_a_signal_ends_it(tmp_path: P
     assert process.stderr is not None
     for _ in range(2):
         assert "us " in process.stderr.readline()
-    process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
+    out, _ = interrupt(process)
     assert process.returncode == 130
     assert "interrupted" in out
     assert len(rows_of(path)) >= 2
