@@ -6,6 +6,11 @@ import signal
 import subprocess
 
 
+def hears() -> None:
+    """For a child's start: a shell that runs these tests in the background has its children ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def interrupt(process: subprocess.Popen[str], presses: int = 12, seconds: float = 5.0) -> tuple[str, str]:
     """Presses until the process ends; what it said. One that falls into a C library's callback is lost on Python."""
     try:

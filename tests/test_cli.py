@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from interrupts import interrupt
+from interrupts import hears, interrupt
 
 ROOT = Path(__file__).parents[1]
 OLMOE = ROOT / "scenarios" / "olmoe-8-h100.yaml"
@@ -248,7 +248,8 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "moesim", "simulate", str(ROOT / "scenarios" / "deepseek-v3-2048-h800.yaml")]
     endless = ["--set", "simulation.microbatch_samples=1000", "--out", str(out)]
-    process = subprocess.Popen([*command, *endless], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([*command, *endless], text=True, preexec_fn=hears, **pipes)
     time.sleep(4.0)
     stdout, stderr = interrupt(process)
     assert process.returncode == 130

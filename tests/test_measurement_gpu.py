@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from interrupts import interrupt
+from interrupts import hears, interrupt
 
 from moesim.calibration import tables
 from moesim.errors import UnknownNameError, UserError
@@ -310,6 +310,7 @@ def run_alone(program: str, *arguments: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
+        preexec_fn=hears,
     )
 
 
