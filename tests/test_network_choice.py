@@ -9,7 +9,8 @@ from test_network_topology import GROUPS, cluster
 
 from moesim.network.coefficients import law
 from moesim.network.demand import Choices, Demand, balanced_demand
-from moesim.network.dispatchers import DISPATCHERS, choose, compare_dispatchers, nearest_dispatcher, payload
+from moesim.network.dispatchers import DISPATCHERS, choose, nearest_dispatcher, payload
+from moesim.network.dispatchers.choice import compare
 from moesim.network.topology import GroupNetwork, group
 
 
@@ -42,7 +43,7 @@ def test_auto_prefers_the_better_known_of_two_that_are_equally_fast() -> None:
     """A rack of 64: a law fitted on such racks, and a rule of datasheets a little ahead, 0.1 % and 3 %."""
     network = group(cluster(72, 72, generation="blackwell", scale_up_bandwidth=900e9), 64)
     copy, demand = payload("fp8-block", "bf16", 4096, 8, 128), balanced_demand(Choices(128, 8), 64, 64, 4096.0)
-    rows = {row.name: row for row in compare_dispatchers(demand, network, copy)}
+    rows = {row.name: row for row in compare(DISPATCHERS, demand, network, copy)}
     quick, known = rows["hybrid-ep"], rows["one-sided-nvl"]
     assert (quick.total or 0) < (known.total or 0) < 1.02 * (quick.total or 0)
     assert (known.relative or 0) < (quick.relative or 0)
@@ -60,7 +61,7 @@ def test_auto_prefers_the_better_known_of_two_that_are_equally_fast() -> None:
 @pytest.mark.parametrize("stated", [None, 20])
 def test_stated_multiprocessors_are_for_those_that_have_the_setting(stated: int | None) -> None:
     network, copy = GROUPS["four-nodes"], payload("fp8-block", "bf16", 7168, 8, 256)
-    rows = {row.name: row for row in compare_dispatchers(balanced(network, 64.0), network, copy, stated)}
+    rows = {row.name: row for row in compare(DISPATCHERS, balanced(network, 64.0), network, copy, stated)}
     assert rows["deepep-low-latency"].multiprocessors == 0
     assert rows["deepep-normal"].multiprocessors == (stated or 24)
     assert not DISPATCHERS["deepep-low-latency"].settable
@@ -79,7 +80,7 @@ def test_auto_decodes_with_low_latency_kernels() -> None:
 
 def test_comparing_tells_all_dispatchers_fastest_first() -> None:
     network = GROUPS["four-nodes"]
-    rows = compare_dispatchers(balanced(network), network, payload("fp8-block", "bf16", 7168, 8, 256))
+    rows = compare(DISPATCHERS, balanced(network), network, payload("fp8-block", "bf16", 7168, 8, 256))
     assert {row.name for row in rows} == set(DISPATCHERS)
     able = [row for row in rows if row.total is not None]
     assert [row.total for row in able] == sorted(row.total for row in able if row.total is not None)

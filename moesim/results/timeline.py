@@ -38,24 +38,17 @@ def write_trace(result: Result, stream: TextIO) -> None:
 
 
 def _pieces(result: Result) -> Iterator[str]:
-    columns = _first_step(result.operation_columns)
+    columns = result.operation_columns
     note = f"{result.name}: no operations were recorded" if columns is None else result.name
     yield f'{{"displayTimeUnit":"ms","otherData":{{"name":{json.dumps(note)}}},"traceEvents":['
     if columns is not None and len(columns["begin"]):
+        columns = views.first_step(columns)  # the next looks like it; ten of DeepSeek-V3's would be 200 MB
         threads, thread, begin, end = _threads(columns)
         yield ",\n".join(_labels(columns, threads))
         for slices in _slices(columns, thread, begin, end - begin):
             yield ",\n"
             yield slices
     yield "]}\n"
-
-
-def _first_step(columns: Columns | None) -> Columns | None:
-    """A step looks like the next; ten of DeepSeek-V3's would be 200 MB."""
-    if columns is None or not len(columns["step"]):
-        return columns
-    first = columns["step"] == columns["step"][0]
-    return columns if first.all() else {name: values[first] for name, values in columns.items()}
 
 
 def _threads(columns: Columns) -> tuple[list[str], Integers, Integers, Integers]:

@@ -11,7 +11,7 @@ from moesim.network.dispatchers.base import (
     PortTimes,
     payload,
 )
-from moesim.network.dispatchers.choice import Choice, Compared, compare, fastest
+from moesim.network.dispatchers.choice import Choice, Compared, fastest
 from moesim.network.dispatchers.deepep import DeepEpNormal
 from moesim.network.dispatchers.gather import AllGatherReduceScatter
 from moesim.network.dispatchers.hybrid import HybridEp
@@ -35,7 +35,6 @@ __all__ = [
     "Trust",
     "choose",
     "collective_trust",
-    "compare_dispatchers",
     "dispatcher",
     "nearest_dispatcher",
     "payload",
@@ -70,14 +69,3 @@ def nearest_dispatcher(name: str) -> tuple[str, str]:
 def choose(demand: Demand, group: GroupNetwork, payload: Payload, multiprocessors: int | None = None) -> Choice:
     """What `auto` means for this group: the fastest dispatcher that runs, judged on `demand` (balanced routing)."""
     return fastest(DISPATCHERS, demand, group, payload, multiprocessors)
-
-
-def compare_dispatchers(
-    demand: Demand,
-    group: GroupNetwork,
-    payload: Payload,
-    multiprocessors: int | None = None,
-    network: str = "port-load",
-) -> list[Compared]:
-    """Every dispatcher on this demand, the fastest first, last those that cannot run."""
-    return compare(DISPATCHERS, demand, group, payload, multiprocessors, network)
