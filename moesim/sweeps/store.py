@@ -1,0 +1,172 @@
+"""Where the outcomes of points are kept: in memory, or in a folder that outlives Ctrl-C, kill -9 and a full disk.
+
+One file a point, under the hash of its content: written beside and moved into place, so that it is there whole or not
+at all. A checksum in the file tells one that was cut or changed; such a file counts as absent. That is also why files
+are not forced to the disk one by one (measured: 0.05 ms a file, 0.7 to 0.9 ms with fsync on a quick disk, against 7 to
+20 ms for a point): what a process has written outlives the process, and what a power cut takes is computed again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from moesim.errors import FileError, UserError
+
+TABLE = "sweep.parquet"
+_POINTS, _LOCK, _PART = "points", ".lock", ".part"
+_HEAD, _TAIL = b'{"digest":"%s","key":"%s","outcome":', b"}\n"
+_DIGEST_BYTES = 16
+
+
+class Store(Protocol):
+    """Outcomes by key."""
+
+    damaged: list[str]
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """The outcome, or None where there is none that can be trusted."""
+        ...
+
+    def put(self, key: str, text: str) -> None:
+        """Keeps an outcome's text."""
+        ...
+
+
+class MemoryStore:
+    """Keeps outcomes as long as the process lives."""
+
+    def __init__(self) -> None:
+        self.damaged: list[str] = []
+        self._texts: dict[str, str] = {}
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """As `Store` says."""
+        text = self._texts.get(key)
+        return json.loads(text) if text is not None else None
+
+    def put(self, key: str, text: str) -> None:
+        """As `Store` says."""
+        self._texts[key] = text
+
+
+class FolderStore:
+    """Keeps outcomes as files; `damaged` lists those that were cut or changed. One process at a time writes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.damaged: list[str] = []
+        self._made: set[Path] = set()
+
+    def path(self, key: str) -> Path:
+        """The file of a key; 256 folders keep each of them short."""
+        return self.folder / _POINTS / key[:2] / f"{key}.json"
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """As `Store` says; notes a file that was cut or changed."""
+        path = self.path(key)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise FileError(f"cannot read {path}: {error.strerror or error}") from error
+        body = _body(data, key)
+        if body is None:
+            self.damaged.append(path.relative_to(self.folder).as_posix())
+            return None
+        found: dict[str, Any] = json.loads(body)
+        return found
+
+    def put(self, key: str, text: str) -> None:
+        """As `Store` says. Raises `FileError` where the disk is full or the folder cannot be written."""
+        path, body = self.path(key), text.encode()
+        if path.parent not in self._made:
+            make_folder(path.parent)
+            self._made.add(path.parent)
+        with whole_file(path, self.folder / _PART) as file:
+            file.write(_head(body, key) + body + _TAIL)
+
+
+@contextmanager
+def folder_store(folder: Path, resume: bool) -> Iterator[FolderStore]:
+    """The store in `folder`, which no other sweep may use meanwhile.
+
+    The operating system holds the lock and lets go of it when the process ends, however it ends. Raises `UserError`
+    where another sweep is at work there, or where results lie there and `resume` does not say to go on.
+    """
+    make_folder(folder)
+    try:
+        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise FileError(f"cannot write results to {folder}: {error.strerror or error}") from error
+    try:
+        _hold(lock, folder)
+        there = (folder / TABLE).exists() or any((folder / _POINTS).glob("*/*.json"))
+        if there and not resume:
+            raise UserError(f"{folder} holds the results of a sweep; go on with --resume, or name another --out")
+        make_folder(folder / _POINTS)
+        with suppress(OSError):
+            (folder / _PART).unlink(missing_ok=True)
+        yield FolderStore(folder)
+    finally:
+        os.close(lock)
+
+
+def _hold(lock: int, folder: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.pread(lock, 20, 0).decode(errors="replace").strip()
+        who = f" (process {holder})" if holder else ""
+        raise UserError(f"another sweep{who} is writing into {folder}; wait for it, or name another --out") from error
+    except OSError as error:
+        raise FileError(f"cannot lock {folder}: {error.strerror or error}") from error
+    with suppress(OSError):
+        os.ftruncate(lock, 0)
+        os.write(lock, f"{os.getpid()}\n".encode())
+
+
+@contextmanager
+def whole_file(path: Path, part: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
+    """A file that appears at `path` once it is written whole, or not at all; meanwhile it is `part`, on the same disk.
+
+    `durable` outlives a power cut. Raises `FileError` where the disk is full.
+    """
+    try:
+        with part.open("wb") as file:
+            yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder where there is none. Raises `FileError` where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"cannot write results to {folder}: {error.strerror or error}") from error
+
+
+def _head(body: bytes, key: str) -> bytes:
+    digest = hashlib.blake2b(key.encode() + body, digest_size=_DIGEST_BYTES).hexdigest()
+    return _HEAD % (digest.encode(), key.encode())
+
+
+def _body(data: bytes, key: str) -> bytes | None:
+    """The outcome inside a file of this key; None where anything in it is not as written."""
+    start = len(_head(b"", key))
+    body = data[start : -len(_TAIL)]
+    return body if data == _head(body, key) + body + _TAIL else None
