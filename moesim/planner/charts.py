@@ -1,0 +1,67 @@
+"""Pictures of a plan: time to train against cost, with the Pareto front."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+import numpy as np
+from altair.typing import ChartType
+from numpy.typing import NDArray
+
+from moesim.planner.defaults import DAY
+from moesim.planner.plan import ModelPlan
+from moesim.results import chart_style as style
+from moesim.results.chart_style import WIDTH
+from moesim.units import show
+
+MOST_POINTS = 3000
+"""Candidates drawn: all of the front, and the best of the others."""
+PICKED = "picked"
+"""The chart's selection: a click on a point picks the candidate, as its `place` in the plan's table."""
+
+
+def pareto(model: ModelPlan) -> ChartType:
+    """Candidates that keep all limits, time against cost by GPU; the large points are the front of the screening in
+    time, cost, memory headroom and drops."""
+    table = model.table
+    able = np.flatnonzero(table["bound_by"] == "")
+    edge = table["pareto"][able]
+    places = np.concatenate([able[edge], able[~edge][: max(0, MOST_POINTS - int(edge.sum()))]])
+    priced = bool(model.rows) and "cost" in model.rows[0].summary
+    hardware = [f"{gpus:,} {gpu}" for gpu, gpus in zip(table["gpu"][places], table["gpus"][places], strict=True)]
+    data = style.rows(
+        place=places,
+        days=table["training_time"][places] / DAY,
+        cost=table["cost"][places],
+        gpu=table["gpu"][places],
+        hardware=hardware,
+        front=["front" if one else "other" for one in table["pareto"][places]],
+        memory=[show(float(share), "fraction") for share in table["fits_in_memory"][places]],
+        layout=[
+            f"tensor {table['tensor'][at]}, pipeline {table['pipeline'][at]} x {table['virtual_pipeline'][at]},"
+            f" expert {table['expert'][at]}, micro-batch {table['micro_batch'][at]}"
+            for at in places
+        ],
+    )
+    cost = f"cost ({'$' if priced else 'GPU-hours'})"
+    found: ChartType = alt.Chart(data).mark_point(filled=True, cursor="pointer")
+    found = found.add_params(alt.selection_point(name=PICKED, fields=["place"], on="click", clear="dblclick"))
+    found = found.encode(
+        x=alt.X("days:Q", axis=style.axis("time to train (days)"), scale=_log(table["training_time"][places] / DAY)),
+        y=alt.Y("cost:Q", axis=style.axis(cost, format="~s"), scale=_log(table["cost"][places])),
+        color=alt.Color("gpu:N", legend=style.legend("GPU"), scale=style.palette(sorted(set(map(str, table["gpu"]))))),
+        size=alt.Size("front:N", legend=None, scale={"domain": ["front", "other"], "range": [90, 30]}),
+        opacity=alt.Opacity("front:N", legend=None, scale={"domain": ["front", "other"], "range": [0.95, 0.35]}),
+        tooltip=[alt.Tooltip(f"{name}:N") for name in ("hardware", "layout", "memory", "front")],
+    )
+    below = f"{len(places):,} of {model.feasible:,} candidates within the limits, as screened; large: the Pareto front"
+    title = style.title(f"{model.model}: time to train against cost", below)
+    found = found.properties(width=WIDTH, height=340, title=title)
+    return found
+
+
+def _log(values: NDArray[np.float64]) -> dict[str, Any]:
+    """A logarithmic scale that ends a little beyond the values."""
+    ends = [float(values.min()) / 1.15, float(values.max()) * 1.15] if len(values) else [1.0, 10.0]
+    return {"type": "log", "nice": False, "domain": ends}

@@ -1,0 +1,225 @@
+"""From what a search found to a model's answer: counts by reason, what weaker limits would bring, table and words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.costs.memory import coefficients
+from moesim.planner.explain import words
+from moesim.planner.figures import Limit, best_first, distance, objective_of
+from moesim.planner.legality import RULES
+from moesim.planner.pareto import axes_of, front
+from moesim.planner.plan import ModelPlan, Relaxation, Row
+from moesim.planner.pool import Pool
+from moesim.planner.search import Search, rows_of
+from moesim.planner.space import COLUMNS, NOT_SCREENED, SAME
+from moesim.units import show
+
+MOST_ROWS = 10_000
+"""Screened candidates that the table keeps beside the Pareto front and all that were answered."""
+SLACK = 1.25
+"""How far a limit may be relaxed for a better plan to be worth a word."""
+TOO_LARGE, NOT_PRICED = "memory", "not priced"
+
+
+def conclude(state: Search, pool: Pool) -> ModelPlan:
+    """The answer; estimates, by the pool, the few candidates that only one limit stands against."""
+    eased = _relax(state, pool)
+    answered_rows = rows_of(state)
+    rows = tuple(row for row in answered_rows if row.road == "simulate" or row.pareto) or answered_rows[:1]
+    bound = _bound(state)
+    edge = _edge(state, bound)
+    places = _kept(state, bound, edge)
+    rejected = _rejected(state, bound)
+    question = state.question
+    answered = list(state.answers.values())
+    closest = None if answered_rows or not answered else min(answered, key=_distance)
+    found = ModelPlan(
+        question=question,
+        base=question.base,
+        whole_run=question.whole_run,
+        rows=rows,
+        closest=closest,
+        total=state.total,
+        screened=len(state.sieve),
+        feasible=int((bound == "").sum()),
+        rejected=rejected,
+        meanings={code: meaning for code, meaning in _meanings(state).items() if code in rejected},
+        relaxations=eased,
+        best_by_gpu=_best_by_gpu(answered_rows),
+        words=(),
+        notes=(*question.notes, _detail(state)),
+        table=_table(state, places, bound, edge),
+        places=state.sieve.rows[places],
+    )
+    return replace(found, words=words(found, question))
+
+
+def _distance(row: Row) -> float:
+    """How far an answered candidate is from keeping all limits."""
+    return float(distance(np.array([list(row.over.values())]))[0])
+
+
+def _bound(state: Search) -> NDArray[Any]:
+    """The reason of every screened candidate ("" where it keeps all limits), by the best that is known of it [C]."""
+    keys = np.array(["", *(limit.key for limit in state.sieve.limits)], dtype=object)
+    found = keys[state.sieve.bound.astype(np.int64) + 1]
+    share = state.sieve.figures.memory_share.copy()
+    for place, row in state.answers.items():
+        found[place] = max(row.over, key=lambda key: row.over[key]) if row.over else ""
+        share[place] = row.figures.memory_share[0]
+    found[(found == "memory_headroom") & (share > float(coefficients()["infeasible"]))] = TOO_LARGE
+    for place in state.refused:
+        found[place] = NOT_PRICED
+    return found
+
+
+def _rejected(state: Search, bound: NDArray[Any]) -> dict[str, int]:
+    """Candidates by their one reason, the most frequent first."""
+    count = Counter(state.rejected)
+    count.update(str(code) for code in bound if code)
+    return dict(
+        sorted(((code, number) for code, number in count.items() if number), key=lambda item: (-item[1], item[0]))
+    )
+
+
+def _meanings(state: Search) -> dict[str, str]:
+    """What every reason means."""
+    found = {rule.code: rule.meaning for rule in RULES}
+    found[SAME] = "says the same as another: a setting without effect there"
+    found[NOT_SCREENED] = "legal, but beyond the budget of candidates"
+    found[NOT_PRICED] = "cannot be priced on these links"
+    found[TOO_LARGE] = f"does not fit: needs more than {coefficients()['infeasible']:g} x a GPU's memory"
+    for limit in state.sieve.limits:
+        found[limit.key] = limit_words(limit)
+    return found
+
+
+def limit_words(limit: Limit) -> str:
+    """A limit in words."""
+    if limit.key == "memory_headroom":
+        return f"tight: less than {show(max(0.0, 1.0 - limit.allowed), 'fraction')} of a GPU's memory stays free"
+    said = {"days": "takes", "dollars": "costs", "dropped_fraction": "drops", "power": "draws", "gpus": "uses"}
+    return f"{said[limit.key]} more than {show(limit.allowed, limit.unit)}{' GPUs' if limit.key == 'gpus' else ''}"
+
+
+def _relax(state: Search, pool: Pool) -> tuple[Relaxation, ...]:
+    """For each limit the candidate that it alone keeps out: the best for a little more where there is a winner, else
+    the one that needs least more. The closed form answers for them."""
+    picks = [(at, place) for at in range(len(state.sieve.limits)) for place in _kept_out(state, at)]
+    fresh = [place for _, place in picks if place not in state.answers and place not in state.refused]
+    pool_answers = pool.answers("estimate", [state.scenario(place) for place in fresh])
+    rows = rows_of(state)
+    winner = rows[0] if rows else None
+    state.learn(fresh, pool_answers)
+    found = []
+    for at, place in picks:
+        limit, row = state.sieve.limits[at], state.answers.get(place)
+        if row is None or list(row.over) != [limit.key]:
+            continue
+        ratio = None if winner is None else _value(state, row) / _value(state, winner)
+        if ratio is None or ratio < 1.0:
+            needed = row.over[limit.key] * limit.allowed
+            found.append(Relaxation(limit.key, limit.allowed, needed, limit.unit, row, ratio))
+    return tuple(found)
+
+
+def _kept_out(state: Search, at: int) -> Iterator[int]:
+    """The place of the screened candidate that limit `at` alone keeps out and that would be worth most."""
+    excess = state.sieve.excess
+    others = np.delete(excess, at, axis=1).max(axis=1, initial=0.0) <= 1.0
+    able = np.flatnonzero(others & (excess[:, at] > 1.0))
+    if state.feasible():
+        able = able[excess[able, at] <= SLACK]
+    if state.sieve.limits[at].figure == "memory_share":  # nobody can free more of a GPU than it has
+        able = able[state.sieve.figures.memory_share[able] <= 1.0]
+    if not len(able):
+        return
+    order = best_first(state.question.spec.objective, state.sieve.figures.rows(able))
+    if not state.feasible():
+        order = order[np.argsort(excess[able[order], at], kind="stable")]
+    yield int(able[order[0]])
+
+
+def _value(state: Search, row: Row) -> float:
+    """The objective of a row, to be small."""
+    return float(getattr(row.figures, objective_of(state.question.spec.objective))[0])
+
+
+def _best_by_gpu(rows: tuple[Row, ...]) -> tuple[Row, ...]:
+    """The best row of every kind of GPU and fabric, in the order of the rows."""
+    found: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        found.setdefault((row.scenario.cluster.gpu.name, row.scenario.cluster.fabric.name), row)
+    return tuple(found.values())
+
+
+def _edge(state: Search, bound: NDArray[Any]) -> NDArray[np.int64]:
+    """Places on the Pareto front of the screened numbers."""
+    able = np.flatnonzero(bound == "")
+    return able[front(axes_of(state.sieve.figures.rows(able)))] if len(able) else able
+
+
+def _detail(state: Search) -> str:
+    """How the numbers came about."""
+    simulated = sum(row.road == "simulate" for row in state.answers.values())
+    answered = len(state.answers) + len(state.refused)
+    said = f"{len(state.sieve):,} candidates screened by the closed form's columns, {answered:,} of them estimated"
+    return f"{said}, {simulated} simulated with 4 routing samples; `moesim simulate winner.yaml` takes your own detail"
+
+
+def _kept(state: Search, bound: NDArray[Any], edge: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Places of the best screened candidates, of the front, and of all that a road answered; best first."""
+    order = best_first(state.question.spec.objective, state.sieve.figures)
+    order = order[np.argsort(bound[order] != "", kind="stable")]
+    extra = np.union1d(edge, np.array(sorted(state.answers), dtype=np.int64))
+    kept = np.zeros(len(state.sieve), dtype=np.bool_)
+    kept[extra], kept[order[:MOST_ROWS]] = True, True
+    return order[kept[order]]
+
+
+def _table(
+    state: Search, places: NDArray[np.int64], bound: NDArray[Any], edge: NDArray[np.int64]
+) -> dict[str, NDArray[Any]]:
+    """Columns of the candidates at these places."""
+    sieve, choices = state.sieve, state.question.choices
+    rows = sieve.rows[places]
+    clusters = [choices.clusters[index] for index in rows[:, COLUMNS.index("cluster")]]
+    named = {
+        "recompute": [r if isinstance(r, str) else "+".join(r) for r in choices.recomputes],
+        "schedule": [schedule.kind for schedule in choices.schedules],
+        "capacity": [0.0 if capacity == "dropless" else capacity.factor for capacity in choices.capacities],
+        "dispatcher": list(choices.dispatchers),
+        "overlap": [spec.expert_communication for spec in choices.overlaps],
+    }
+    columns: dict[str, Any] = {
+        "gpu": np.array([cluster.gpu.name for cluster in clusters], dtype=object),
+        "gpus": np.array([cluster.gpus for cluster in clusters], dtype=np.int64),
+        "fabric": np.array([cluster.fabric.name for cluster in clusters], dtype=object),
+    }
+    for place, name in enumerate(COLUMNS):
+        if name != "cluster":
+            columns[name] = np.array(named[name])[rows[:, place]] if name in named else rows[:, place].astype(np.int64)
+    figures = sieve.figures.rows(places)
+    columns |= {
+        "step_time": figures.step_seconds,
+        "exposed_communication_time": sieve.exposed[places],
+        "pipeline_bubble_time": sieve.bubble[places],
+        "memory_per_gpu": sieve.memory[places],
+        "fits_in_memory": figures.memory_share,
+        "dropped_token_fraction": figures.dropped,
+        "training_time": figures.run_seconds,
+        "cost": figures.cost,
+        "bound_by": bound[places],
+        "pareto": np.isin(places, edge),
+    }
+    for road in ("estimate", "simulate"):
+        told = {place: row.summary["step_time"].value for place, row in state.answers.items() if row.road == road}
+        columns[f"{road}d_step_time"] = np.array([told.get(int(place), np.nan) for place in places])
+    return columns

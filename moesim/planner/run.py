@@ -1,0 +1,110 @@
+"""`moesim.plan`: which GPUs and which layout train a model within the limits, for least."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from moesim.catalog.yaml_files import read_mapping
+from moesim.errors import Problem, ScenarioError, shorten
+from moesim.planner.conclude import conclude
+from moesim.planner.plan import Plan
+from moesim.planner.pool import Pool
+from moesim.planner.reading import questions
+from moesim.planner.search import search
+from moesim.scenario.scenario import Scenario
+from moesim.specs.explain import explain
+from moesim.specs.plan import Objective, PlanSpec
+
+Progress = Callable[[str, float], None]
+_OF_ONE_GPU = ("gpus_per_domain", "fabric", "scale_up_bandwidth", "nic_bandwidth", "nics_per_domain", "degraded")
+
+
+def plan(
+    scenario: Scenario | Mapping[str, Any] | str | os.PathLike[str],
+    search: Mapping[str, Any] | None = None,
+    limits: Mapping[str, Any] | None = None,
+    objective: Objective | None = None,
+    simulate: int | None = None,
+    progress: Progress | None = None,
+    workers: int | None = None,
+    **more: Any,
+) -> Plan:
+    """The plan of a scenario (a `Scenario`, its keys, or its file), or of a plan file where nothing else is said.
+
+    `search` maps fields of the scenario to values to try, `limits` and `objective` are those of a plan file, and so are
+    `more`: `prices`, `models`, `candidates`, `question`. What is not searched stays as the scenario has it; degrees,
+    micro-batch, recompute, schedule and overlap are searched unless `search` holds them. `workers`: processes that
+    answer, one a core unless stated.
+    Raises `ScenarioError` with all that is wrong. Nothing feasible is an answer: `plan.feasible` is false.
+    """
+    said = {"search": search, "limits": limits, "objective": objective, "simulate": simulate, **more}
+    spec, folder = statement(scenario, {key: value for key, value in said.items() if value is not None})
+    return run(spec, folder, progress, workers)
+
+
+def statement(
+    scenario: Scenario | Mapping[str, Any] | str | os.PathLike[str], said: Mapping[str, Any]
+) -> tuple[PlanSpec, Path]:
+    """What a plan asks, checked by itself, and the folder in which files are looked up; `said`: keys of a plan file."""
+    if isinstance(scenario, (str, os.PathLike)):
+        return _from_file(Path(scenario), said)
+    return read_spec({**said, "scenario": _document(scenario, said.get("search") or {})}, "plan"), Path()
+
+
+def run(spec: PlanSpec, folder: Path, progress: Progress | None = None, workers: int | None = None) -> Plan:
+    """The plan of a specification; names of files in it are looked up in `folder`."""
+    spec, folder = _with_scenario(spec, folder)
+    asked = questions(spec, folder)
+    with Pool(workers) as pool:
+        return Plan(spec, tuple(conclude(search(question, pool, progress), pool) for question in asked))
+
+
+def read_spec(document: Mapping[str, Any], where: str) -> PlanSpec:
+    """The specification in a mapping; raises `ScenarioError` with all that is wrong."""
+    try:
+        return PlanSpec.model_validate({"name": _name(where), **document})
+    except ValidationError as error:
+        raise ScenarioError(explain(error, PlanSpec), where) from error
+
+
+def load_spec(path: Path) -> PlanSpec:
+    """The specification in a plan file."""
+    return read_spec({"name": _name(path.stem), **read_mapping(path)}, str(path))
+
+
+def _name(text: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "+._- " else "-" for letter in text)[:100] or "plan"
+
+
+def _from_file(path: Path, given: Mapping[str, Any]) -> tuple[PlanSpec, Path]:
+    """A plan file, or a scenario file with what is said beside it."""
+    document = read_mapping(path)
+    if "scenario" in document or "models" in document:
+        return read_spec({"name": _name(path.stem), **document, **given}, str(path)), path.parent
+    return read_spec({"name": _name(path.stem), **given, "scenario": document}, str(path)), path.parent
+
+
+def _with_scenario(spec: PlanSpec, folder: Path) -> tuple[PlanSpec, Path]:
+    """The specification with the scenario file that it names read."""
+    if not isinstance(spec.scenario, str):
+        return spec, folder
+    path = folder / spec.scenario
+    return spec.model_copy(update={"scenario": read_mapping(path)}), path.parent
+
+
+def _document(scenario: Scenario | Mapping[str, Any], search: Mapping[str, Any]) -> dict[str, Any]:
+    """A scenario's keys. What a resolved one says of its own GPU's links is left out where other GPUs are tried."""
+    if not isinstance(scenario, Scenario):
+        if not isinstance(scenario, Mapping):
+            problem = Problem("scenario", f"expected a scenario, a mapping or a file, got {shorten(scenario)}")
+            raise ScenarioError([problem], "plan")
+        return dict(scenario)
+    document = scenario.document()
+    if "cluster.gpu" in search:
+        document["cluster"] = {key: value for key, value in document["cluster"].items() if key not in _OF_ONE_GPU}
+    return {key: value for key, value in document.items() if key not in ("name", "question")}

@@ -1,0 +1,190 @@
+"""The search of one question: enumerate, screen, keep the feasible, estimate the best and the diverse, simulate a few.
+
+Every stage judges the limits by its own numbers; the order of rows depends on no clock and no worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.errors import UserError
+from moesim.planner.answers import Answer, Road
+from moesim.planner.candidate import scenario_at
+from moesim.planner.figures import Figures, best_first, distance, excesses
+from moesim.planner.pareto import axes_of, front
+from moesim.planner.plan import Row, row_figures
+from moesim.planner.pool import Pool
+from moesim.planner.reading import Question
+from moesim.planner.sieve import Sieve, sieve
+from moesim.planner.space import COLUMNS, LAYOUT, enumerate_space
+from moesim.scenario.scenario import Scenario
+from moesim.screening.candidates import changed
+
+Progress = Callable[[str, float], None]
+Places = NDArray[np.int64]
+
+BEST, LAYOUTS, OF_CLUSTER, OF_FRONT = 32, 32, 2, 24
+"""Screened candidates that are estimated: the best; the best of so many layouts, of each cluster, of the front."""
+ROUNDS = 4
+"""How often the next best are estimated, or simulated, where none so far keeps the limits."""
+SAMPLES, DRAWN_TOKENS = 4, 1024
+"""Detail of a shortlist's simulation: routing samples a layer, and tokens drawn of a microbatch."""
+
+
+@dataclass
+class Search:
+    """What is known of one question so far; `answers` by the place of a candidate in the sieve."""
+
+    question: Question
+    sieve: Sieve
+    rejected: dict[str, int]
+    total: int
+    answers: dict[int, Row] = field(default_factory=dict)
+    refused: dict[int, str] = field(default_factory=dict)
+
+    def feasible(self, road: Road | None = None) -> list[int]:
+        """Places of the answered candidates (by one road) that keep all limits, best first."""
+        places = [place for place, row in self.answers.items() if not row.over and road in (None, row.road)]
+        return self.ordered(sorted(places))
+
+    def ordered(self, places: list[int]) -> list[int]:
+        """Answered places, best first."""
+        if not places:
+            return []
+        figures = joined([self.answers[place].figures for place in places])
+        return [places[at] for at in best_first(self.question.spec.objective, figures)]
+
+    def scenario(self, place: int) -> Scenario:
+        """The whole scenario of a candidate, with its cluster's price and a name."""
+        return scenario_at(self.question, self.sieve.rows[place])
+
+    def learn(self, places: Iterable[int], answers: Iterable[Answer]) -> None:
+        """Takes in what a road answered."""
+        for place, answer in zip(places, answers, strict=True):
+            if answer.refusal is not None:
+                self.refused[place] = answer.refusal
+                continue
+            scenario = self.scenario(place)
+            watts = scenario.cluster.gpus * (scenario.cluster.gpu.power or 0.0)
+            figures = row_figures(answer.summary, scenario.cluster.gpus, watts)
+            over = excesses(self.sieve.limits, figures)[0]
+            broken = {limit.key: float(over[at]) for at, limit in enumerate(self.sieve.limits) if over[at] > 1.0}
+            step = float(self.sieve.figures.step_seconds[place])
+            told = (answer.summary, answer.breakdown, answer.memory, answer.notes)
+            self.answers[place] = Row(scenario, answer.road, *told, figures, step, broken)
+
+
+def search(question: Question, pool: Pool, progress: Progress | None) -> Search:
+    """The whole search. Raises `UserError` where no combination is legal."""
+    space = enumerate_space(question)
+    if not len(space.rows):
+        raise UserError(_nothing_legal(question, space.rejected, space.total))
+    found, rejected = sieve(question, space, progress)
+    state = Search(question, found, rejected, space.total)
+    _estimate(state, pool, progress)
+    _simulate(state, pool, progress)
+    return state
+
+
+def _nothing_legal(question: Question, rejected: dict[str, int], total: int) -> str:
+    told = ", ".join(f"{code} ({count:,})" for code, count in sorted(rejected.items(), key=lambda item: -item[1])[:4])
+    model = question.base.model.name
+    return f"{question.spec.name}: none of {total:,} combinations is a legal layout of {model}; broken rules: {told}"
+
+
+def _estimate(state: Search, pool: Pool, progress: Progress | None) -> None:
+    """Estimates the shortlist, and the next best for as long as too few keep the limits; at last what comes nearest."""
+    wanted, asked = max(1, state.question.spec.simulate), 0
+    for _ in range(ROUNDS):
+        places = shortlist(state)
+        _ask(state, places, "estimate", pool, progress)
+        asked += len(places)
+        if len(state.feasible()) >= wanted or not places:
+            break
+    if not state.feasible():
+        order = best_first(state.question.spec.objective, state.sieve.figures)
+        near = order[np.argsort(distance(state.sieve.excess)[order], kind="stable")]
+        known = state.answers.keys() | state.refused.keys()
+        _ask(state, [int(place) for place in near if int(place) not in known][:BEST], "estimate", pool, progress)
+
+
+def shortlist(state: Search) -> list[int]:
+    """Feasible candidates, not yet answered, that are worth an estimate: the best, and the best of their kind."""
+    known = np.array(sorted(state.answers.keys() | state.refused.keys()), dtype=np.int64)
+    able = np.setdiff1d(np.flatnonzero(state.sieve.bound < 0), known)
+    if not len(able):
+        return []
+    figures, rows = state.sieve.figures.rows(able), state.sieve.rows[able]
+    order = best_first(state.question.spec.objective, figures)
+    cluster = rows[order][:, COLUMNS.index("cluster")]
+    layouts = rows[order][:, [COLUMNS.index(name) for name in ("cluster", *LAYOUT)]]
+    first = np.sort(np.unique(layouts, axis=0, return_index=True)[1])[:LAYOUTS]
+    each = [order[np.flatnonzero(cluster == one)[:OF_CLUSTER]] for one in np.unique(cluster)]
+    edge = front(axes_of(figures))
+    edge = edge[best_first(state.question.spec.objective, figures.rows(edge))]
+    spread = edge[np.unique(np.linspace(0, len(edge) - 1, min(OF_FRONT, len(edge))).astype(np.int64))]
+    chosen = np.concatenate([order[:BEST], order[first], *each, spread])
+    return [int(place) for place in able[np.unique(chosen)]]
+
+
+def _simulate(state: Search, pool: Pool, progress: Progress | None) -> None:
+    """Simulates the best layouts; the next best where none of them keeps the limits."""
+    wanted = state.question.spec.simulate
+    for _ in range(ROUNDS if wanted else 0):
+        places = distinct(state, state.feasible("estimate"))[:wanted]
+        _ask(state, places, "simulate", pool, progress)
+        if state.feasible("simulate") or not places:
+            break
+
+
+def distinct(state: Search, places: list[int]) -> list[int]:
+    """The places in their order, the best of each layout first: rows that differ in settings alone come later."""
+    first: list[int] = []
+    later: list[int] = []
+    seen: set[bytes] = set()
+    names = [COLUMNS.index(name) for name in ("cluster", *LAYOUT)]
+    for place in places:
+        layout = state.sieve.rows[place, names].tobytes()
+        (later if layout in seen else first).append(place)
+        seen.add(layout)
+    return first + later
+
+
+def _ask(state: Search, places: list[int], road: Road, pool: Pool, progress: Progress | None) -> None:
+    scenarios = [state.scenario(place) for place in places]
+    if road == "simulate":
+        scenarios = [quick(scenario) for scenario in scenarios]
+    what = "estimating" if road == "estimate" else "simulating"
+    state.learn(
+        places, pool.answers(road, scenarios, lambda done: progress(what, done / len(places)) if progress else None)
+    )
+
+
+def quick(scenario: Scenario) -> Scenario:
+    """The scenario in the detail of a shortlist: few routing samples, and of a microbatch some of its tokens."""
+    tokens = scenario.tokens_per_rank * scenario.parallelism.expert_tensor
+    thin = scenario.model.is_moe and scenario.routing.capacity == "dropless" and not scenario.router.evened
+    drawn = max(size for size in range(1, min(tokens, DRAWN_TOKENS) + 1) if tokens % size == 0) if thin else None
+    samples = min(SAMPLES, scenario.simulation.microbatch_samples)
+    detail = {"microbatch_samples": samples, "sampled_tokens": drawn, "steps": 1}
+    return changed(scenario, simulation=scenario.simulation.model_copy(update=detail))
+
+
+def rows_of(state: Search) -> tuple[Row, ...]:
+    """The answered candidates that keep all limits, simulated ones first, each best first; the front is marked."""
+    simulated = state.feasible("simulate")
+    places = [*simulated, *state.feasible("estimate")]
+    if not places:
+        return ()
+    figures = joined([state.answers[place].figures for place in places])
+    edge = set(front(axes_of(figures)).tolist())
+    return tuple(replace(state.answers[place], pareto=at in edge) for at, place in enumerate(places))
+
+
+def joined(figures: list[Figures]) -> Figures:
+    """Figures of several candidates as one."""
+    return Figures(*(np.concatenate([getattr(one, name) for one in figures]) for name in Figures.__dataclass_fields__))

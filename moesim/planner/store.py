@@ -1,0 +1,99 @@
+"""A plan as files: plan.json, candidates.parquet, and each winner as a scenario that `moesim simulate` runs.
+
+Files are written beside their place and moved there when they are whole; one plan always gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from moesim.errors import FileError
+from moesim.files import target_of
+from moesim.planner.columns import CANDIDATES
+from moesim.planner.explain import label
+from moesim.planner.plan import ModelPlan, Plan
+from moesim.results.store import check_folder
+from moesim.scenario.loading import to_yaml
+
+_TYPES = {"int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_(), "str": pa.string()}
+
+
+def save(plan: Plan, folder: str | os.PathLike[str]) -> list[Path]:
+    """Writes the plan into `folder`, made where absent, and returns the files; `plan.json` comes last.
+
+    Raises `FileError` where it cannot be written.
+    """
+    target = Path(folder)
+    check_folder(target)
+    names = ["candidates.parquet", *(winner_name(plan, model) for model in plan.models if model.rows), "plan.json"]
+    targets = {name: target_of(target / name) for name in names}
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".moesim-", dir=target, ignore_cleanup_errors=True) as place:
+            temporary = Path(place)
+            pq.write_table(candidates(plan), temporary / "candidates.parquet", compression="zstd")
+            for model in plan.models:
+                if model.rows:
+                    (temporary / winner_name(plan, model)).write_text(winner_yaml(model), encoding="utf-8")
+            text = json.dumps(plan.as_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+            (temporary / "plan.json").write_text(text + "\n", encoding="utf-8")
+            for name in names:
+                os.replace(temporary / name, targets[name])
+    except OSError as error:
+        raise FileError(f"cannot write the plan to {target}: {error.strerror or error}") from error
+    return [target / name for name in names]
+
+
+def winner_name(plan: Plan, model: ModelPlan) -> str:
+    """The file of a model's winner."""
+    return "winner.yaml" if len(plan.models) == 1 else f"winner-{model.model}.yaml"
+
+
+def winner_yaml(model: ModelPlan) -> str:
+    """The winner as a scenario file, every default filled in."""
+    row = model.rows[0]
+    document: dict[str, Any] = row.scenario.document()
+    if not model.whole_run:
+        document["workload"]["total_tokens"] = None
+    document["question"] = f"How fast does {label(row)} train {model.model}?"
+    return to_yaml(document)
+
+
+def candidates(plan: Plan) -> pa.Table:
+    """The screened candidates worth keeping, all models'; the counts by reason stand in the table's metadata."""
+    parts = [
+        {"model": np.full(len(model.table["gpus"]), model.model, dtype=object), **model.table} for model in plan.models
+    ]
+    arrays = [
+        _array(np.concatenate([part[name] for part in parts]), column.dtype) for name, column in CANDIDATES.items()
+    ]
+    counts = {
+        model.model: {"total": model.total, "feasible": model.feasible, **model.rejected} for model in plan.models
+    }
+    schema = pa.schema(
+        [
+            pa.field(name, _TYPES[column.dtype], True, {"unit": column.unit, "meaning": column.meaning})
+            for name, column in CANDIDATES.items()
+        ],
+        metadata={"moesim_plan_counts": json.dumps(counts)},
+    )
+    return pa.table(arrays, schema=schema)
+
+
+def _array(values: NDArray[Any], dtype: str) -> pa.Array:
+    """One column; a number that nobody was asked for is null."""
+    if dtype == "str":
+        return pa.array(values.astype(object), pa.string())
+    if dtype == "float64":
+        numbers = values.astype(np.float64)
+        return pa.array(numbers, pa.float64(), mask=np.isnan(numbers))
+    return pa.array(values.astype(dtype), _TYPES[dtype])
