@@ -1,0 +1,105 @@
+"""A comparison as two files: `comparison.json`, and `comparison.html`, a page that opens without a network."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from html import escape
+from pathlib import Path
+
+from moesim.errors import FileError
+from moesim.results.compare import Comparison
+from moesim.results.compare_inputs import value_texts
+from moesim.results.compare_table import change_texts, metric_texts
+from moesim.results.report import _BOOT, _CSS, _bundle, _picture, _policy, _table
+from moesim.results.store import _uninterrupted, _workplace
+from moesim.units import show
+
+FILES = ("comparison.html", "comparison.json")
+
+
+def save_comparison(comparison: Comparison, folder: str | os.PathLike[str]) -> list[Path]:
+    """Writes the comparison into `folder`, which is made where absent, and returns the files: both or none.
+
+    One comparison always gives the same bytes. Raises `FileError` where the folder cannot be written.
+    """
+    target = Path(folder)
+    document = json.dumps(comparison.as_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    with _workplace(target) as temporary:
+        for name, text in zip(FILES, (page(comparison), document), strict=True):
+            with (temporary / name).open("w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        blocked = [name for name in FILES if (target / name).is_dir()]
+        if blocked:
+            raise FileError(f"cannot write results to {target}: {blocked[0]} there is a folder")
+        with _uninterrupted():
+            for name in FILES:
+                os.replace(temporary / name, target / name)
+    return [target / name for name in FILES]
+
+
+def page(comparison: Comparison) -> str:
+    """The page as text, about 1 MB."""
+    bundle = _bundle()
+    return "\n".join(
+        (
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{_policy(bundle, _BOOT)}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{escape(_title(comparison))} · moesim</title>\n<style>{_CSS}</style>\n</head>\n<body>",
+            *_body(comparison),
+            f"<script>{bundle}</script>\n<script>{_BOOT}</script>\n</body>\n</html>\n",
+        )
+    )
+
+
+def _title(comparison: Comparison) -> str:
+    first, *others = comparison.names
+    return f"{', '.join(others)} against {first}"
+
+
+def _body(comparison: Comparison) -> Iterable[str]:
+    yield f'<header>\n<p class="road">moesim · comparison</p>\n<h1>{escape(_title(comparison))}</h1>\n</header>\n<main>'
+    for which in range(1, len(comparison.names)):
+        yield from _step(comparison, which)
+    yield f"<h2>Inputs that differ</h2>\n{_inputs(comparison)}"
+    pairs = [text for name in comparison.names[1:] for text in (name, "ratio")]
+    heads = ("metric", comparison.names[0], *pairs, "basis")
+    yield f"<h2>Metrics</h2>\n{_table(heads, map(metric_texts, comparison.metrics))}\n</main>"
+
+
+def _step(comparison: Comparison, which: int) -> Iterable[str]:
+    """Why one step differs: the sentence, the waterfall, and behind it parts and operations."""
+    why = comparison.explanations[which - 1]
+    title = f"Step of {comparison.names[which]}" if len(comparison.names) > 2 else "Step"
+    picture = _picture(f"waterfall-{which}", title, comparison.charts.waterfall(which), "", len(why.bars))
+    yield picture.replace("</h2>", f"</h2>\n<p>{escape(why.sentence)}</p>", 1)
+    yield f"<details>\n<summary>As a table</summary>\n{_parts(comparison, which)}\n</details>"
+    if why.operations:
+        rows = ((row.part, row.operation, *change_texts(row.base, row.other)) for row in why.operations)
+        heads = ("part", "operation", comparison.names[0], comparison.names[which], "change")
+        yield f"<details>\n<summary>By operation</summary>\n{_table(heads, rows, texts=2)}\n</details>"
+
+
+def _parts(comparison: Comparison, which: int) -> str:
+    """Every part of both steps, folded or not, and the steps themselves."""
+    why = comparison.explanations[which - 1]
+    here, there = comparison.breakdowns[0], comparison.breakdowns[which]
+    rows = [*((part, here.get(part, 0.0), there.get(part, 0.0)) for part, _ in why.parts), ("sum", *why.steps)]
+    lines = ((part, *change_texts(base, other), _share(other - base, why.steps[0])) for part, base, other in rows)
+    return _table(("part", comparison.names[0], comparison.names[which], "change", "share"), lines)
+
+
+def _share(change: float, step: float) -> str:
+    """A change as a share of the first step."""
+    return f"{'−' if change < 0 else '+'}{show(abs(change) / step, 'fraction')}" if step > 0 else "–"
+
+
+def _inputs(comparison: Comparison) -> str:
+    if not comparison.differences:
+        return "<p>None: the scenarios are alike.</p>"
+    rows = ((one.path, *value_texts(one)) for one in comparison.differences)
+    return _table(("input", *comparison.names), rows, texts=1 + len(comparison.names))
