@@ -13,9 +13,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from moesim.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from moesim.calibration.fit import calibrate
     from moesim.errors import InfeasibleError, InternalError, MoesimError, ScenarioError, UserError
+    from moesim.planner.run import plan
     from moesim.provenance import Quantity, Source
     from moesim.results.compare import compare
     from moesim.results.result import Result
@@ -24,9 +27,9 @@ if TYPE_CHECKING:
     from moesim.roads import choose_dispatcher, compare_dispatchers, estimate, simulate
     from moesim.scenario.loading import load
     from moesim.scenario.scenario import Scenario
+    from moesim.sweeps.run import sweep
+    from moesim.sweeps.sensitivity import sensitivity
     from moesim.validation.run import validate
-
-__version__ = "0.1.0"
 
 _DOORS = {
     "InfeasibleError": "moesim.errors:InfeasibleError",
@@ -45,8 +48,11 @@ _DOORS = {
     "estimate": "moesim.roads:estimate",
     "load": "moesim.scenario.loading:load",
     "load_result": "moesim.results.store:load",
+    "plan": "moesim.planner.run:plan",
     "save": "moesim.results.store:save",
+    "sensitivity": "moesim.sweeps.sensitivity:sensitivity",
     "simulate": "moesim.roads:simulate",
+    "sweep": "moesim.sweeps.run:sweep",
     "validate": "moesim.validation.run:validate",
 }
 
@@ -67,8 +73,11 @@ __all__ = [
     "estimate",
     "load",
     "load_result",
+    "plan",
     "save",
+    "sensitivity",
     "simulate",
+    "sweep",
     "validate",
 ]
 

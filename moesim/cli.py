@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 import moesim
-from moesim import errors, evidence_cli, trace_cli
+from moesim import dashboard_cli, errors, evidence_cli, place_cli, plan_cli, sensitivity_cli, sweep_cli, trace_cli
 from moesim.terminal import Progress, console, print_json, say
 
 if TYPE_CHECKING:
+    from moesim.results.compare import Comparison
     from moesim.results.result import Result
     from moesim.scenario.scenario import Scenario
 
@@ -93,27 +94,33 @@ def compare(
     by_dispatcher: Annotated[
         bool, typer.Option("--dispatchers", help="one scenario under every dispatcher, by the closed form")
     ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="folder for comparison.html and comparison.json", show_default=False)
+    ] = None,
     as_json: AsJson = False,
     anyway: Anyway = False,
 ) -> None:
-    """Scenarios side by side: every metric, difference, ratio, and which part explains it."""
+    """Scenarios side by side: inputs that differ, every metric, and what makes one step longer than the other."""
     if by_dispatcher:
-        if len(scenarios) != 1 or simulated:
-            raise errors.UserError("compare --dispatchers takes one scenario, and estimates it")
+        if len(scenarios) != 1 or simulated or out is not None:
+            raise errors.UserError("compare --dispatchers takes one scenario, estimates it, and writes no files")
         _compare_dispatchers(_load(scenarios[0], settings), as_json)
         return
     if len(scenarios) < 2:
         raise errors.UserError("compare needs at least two scenarios")
-    results = [_answer(path, settings, simulated, anyway) for path in scenarios]
-    comparison = moesim.compare(results)
-    if as_json:
-        print_json(comparison.as_dict())
-        return
-    from moesim.results.compare import comparison_table
+    if out is not None:
+        from moesim.results.store import check_folder
 
-    console().print(comparison_table(comparison))
-    for why in comparison.explanations:
-        console().print(why.sentence)
+        check_folder(out)
+    comparison = moesim.compare([_answer(path, settings, simulated, anyway) for path in scenarios])
+    if out is None:
+        _show_comparison(comparison, as_json)
+        return
+    from moesim.results.compare_report import save_comparison
+
+    written = save_comparison(comparison, out)
+    _show_comparison(comparison, as_json)
+    say(f"wrote {', '.join(path.name for path in written)} in {out}/")
 
 
 @app.command()
@@ -138,28 +145,25 @@ def show(
 
 @app.command()
 def check(scenario: ScenarioFile, settings: Settings = None, as_json: AsJson = False) -> None:
-    """All problems of a scenario at once; exit code 2 where there is one, 3 where it does not fit in memory."""
-    problems: list[dict[str, str]] = []
-    infeasible = None
+    """All problems of a scenario, or whether it fits in memory; exit code 2 where there is a problem, 3 where it does
+    not fit, 0 where it fits or is tight."""
+    from moesim.results.memory_verdict import judge, refused
+
+    said: dict[str, Any] = {"scenario": str(scenario), "problems": [], "infeasible": None}
     try:
         loaded = _load(scenario, settings)
-        moesim.estimate(loaded)
-    except errors.ScenarioError as error:
+        found = judge(loaded, moesim.estimate(loaded, even_if_infeasible=True).memory)
+        said |= {"infeasible": found.refusal(loaded.name), "memory": found.as_dict()}
+    except (errors.UserError, errors.InfeasibleError) as error:
         if not as_json:
             raise
-        problems = [{"where": problem.where, "what": problem.what} for problem in error.problems]
-    except errors.UserError as error:
-        if not as_json:
-            raise
-        problems = [{"where": str(scenario), "what": str(error)}]
-    except errors.InfeasibleError as error:
-        if not as_json:
-            raise
-        infeasible = str(error)
+        said |= refused(str(scenario), error)
     if as_json:
-        print_json({"scenario": str(scenario), "problems": problems, "infeasible": infeasible})
-        raise typer.Exit(2 if problems else 3 if infeasible else 0)
-    typer.echo(f"{scenario}: no problems")
+        print_json(said)
+        raise typer.Exit(2 if said["problems"] else 3 if said["infeasible"] else 0)
+    if said["infeasible"]:
+        raise errors.InfeasibleError(said["infeasible"])
+    typer.echo(f"{scenario}: no problems; {said['memory']['sentence']}")
 
 
 @app.command()
@@ -188,6 +192,20 @@ def catalog(
 
 app.command()(evidence_cli.calibrate)
 app.command()(evidence_cli.validate)
+app.command()(plan_cli.plan)
+app.command()(sweep_cli.sweep)
+app.command()(sensitivity_cli.sensitivity)
+app.command()(place_cli.place)
+app.command()(dashboard_cli.dashboard)
+
+
+def _show_comparison(comparison: Comparison, as_json: bool) -> None:
+    if as_json:
+        print_json(comparison.as_dict())
+        return
+    from moesim.results.compare_table import print_comparison
+
+    print_comparison(comparison, console())
 
 
 def _show_groups(scenario: Scenario, as_json: bool) -> None:

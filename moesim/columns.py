@@ -59,6 +59,12 @@ SUMMARY: dict[str, Column] = {
     ),
     "expert_fetch_time_per_token": Column("s", "time to fetch the missing ones over the host link, tokens one by one"),
     "skew_time": Column("s", "step time lost to unequal routing: this step minus the same step under perfect balance"),
+    "skew_fraction": Column("fraction", "share of the step that perfectly balanced routing would give back"),
+    "bubble_amplification": Column(
+        "ratio",
+        "skew time over what unequal routing adds to a pipeline rank's own work, without waiting for other pipeline"
+        " ranks: 1 without a pipeline",
+    ),
     "memory_per_gpu": Column("B", "peak memory of the fullest GPU"),
     "fits_in_memory": Column(
         "ratio", "peak memory over the GPU's memory: up to 0.9 fits, up to 1.15 needs off-load or recompute"
@@ -80,7 +86,7 @@ SUMMARY: dict[str, Column] = {
     ),
     "gpu_hours": Column("GPU-h", "GPU-hours for workload.total_tokens"),
     "cost": Column("$", "GPU-hours x prices.gpu_hour (+ energy x prices.electricity)"),
-    "energy": Column("J", "energy for workload.total_tokens at the GPU's power rating"),
+    "energy": Column("J", "energy for workload.total_tokens: the GPU's rating in steps, its idle share of it else"),
 }
 
 OPERATIONS: dict[str, Column] = {

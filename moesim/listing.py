@@ -59,6 +59,35 @@ def entry(kind: str, name: str) -> dict[str, Any]:
     return found
 
 
+def search(text: str, kind: str | None = None) -> Rows:
+    """Entries, of one kind or of all, of which the name or a main figure holds every word of `text`, in any case."""
+    words = text.lower().split()
+    found = []
+    for one in (kind,) if kind else _kinds():
+        for row in entries(one):
+            told = " ".join([one, *map(str, row.values())]).lower()
+            if all(word in told for word in words):
+                own = {"type" if key == "kind" else key: value for key, value in row.items()}
+                found.append({"kind": one, **own})
+    return found
+
+
+def sources(kind: str, name: str) -> Rows:
+    """Where the numbers of an entry come from: field ("" for the entry as a whole), basis, place, quote, date."""
+    found = entry(kind, name)
+    told = found.get("sources")
+    known = dict(told) if isinstance(told, dict) else {}
+    if "source" in found:
+        known.setdefault("", found["source"])
+    if "cases" in found:
+        known |= {case["id"]: case["source"] for case in found["cases"]}
+    return [{"field": field, **_source(source)} for field, source in known.items() if source]
+
+
+def _source(source: Any) -> dict[str, Any]:
+    return dict(source) if isinstance(source, dict) else {"where": str(source)}
+
+
 def table(rows: Rows, kind: str | None) -> Table:
     """Rows as a table."""
     drawn = Table(title=kind or "catalog", box=None, header_style="bold")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from moesim.closed_form.expected import expected_work
-from moesim.closed_form.run import estimate_model, even_step_seconds
+from moesim.closed_form.run import estimate_model, even_step
 from moesim.engine.run import Progress, simulate_model
-from moesim.errors import UserError
+from moesim.errors import InternalError, UserError
 from moesim.network.dispatchers import DISPATCHERS
 from moesim.network.topology import group
 from moesim.results.assemble import require_memory
 from moesim.results.dispatcher_table import DispatcherRow, ordered
+from moesim.results.link_use import LinkUse, link_use_of
 from moesim.results.result import Result
 from moesim.scenario.scenario import Scenario
 from moesim.step.memory import memory_parts
@@ -40,7 +41,7 @@ def simulate(scenario: Scenario, progress: Progress | None = None, *, even_if_in
         require_memory(scenario, memory_parts(closed, expected_work(closed)))
     settings = scenario.simulation
     disturbed = settings.jitter or settings.stragglers or settings.network == "max-min"
-    even = even_step_seconds(model) if scenario.model.is_moe and not disturbed else None
+    even = even_step(model) if scenario.model.is_moe and not disturbed else None
     return simulate_model(model, progress, even)
 
 
@@ -61,6 +62,20 @@ def compare_dispatchers(scenario: Scenario) -> list[DispatcherRow]:
         result = None if refusal else estimate_model(_closed_form(scenario.model_copy(update={"dispatcher": spec})))
         found.append(DispatcherRow(name, multiprocessors, result, refusal))
     return ordered(found)
+
+
+def link_use(scenario: Scenario) -> LinkUse:
+    """How busy one dispatch keeps the links of an expert-parallel group, by the closed form.
+
+    Raises `UserError` for a scenario without exchanges.
+    """
+    if not scenario.exchanges_tokens:
+        raise UserError("no links to look at: one expert-parallel rank, or a model without experts")
+    model = _closed_form(scenario)
+    routed = expected_work(model)
+    if routed is None:
+        raise InternalError("a model with experts has routed work")
+    return link_use_of(model, routed)
 
 
 def choose_dispatcher(scenario: Scenario) -> tuple[str, str]:

@@ -28,6 +28,16 @@ _DAY = 86400.0
 _TIME = {**_table({"s": 1.0}, {"": 1.0, **_SMALL}), "min": 60.0, "h": 3600.0, "d": _DAY, "day": _DAY, "days": _DAY}
 _BYTES = _table({"B": 1.0, "b": 0.125, "bit": 0.125}, {**_DECIMAL, **_BINARY})
 _WORK = _table({"FLOP": 1.0, "FLOPs": 1.0}, _DECIMAL)
+_CURRENCY = _table({"$": 1.0, "US$": 1.0, "USD": 1.0}, {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6})
+_MONEY = {**_CURRENCY, "dollar": 1.0, "dollars": 1.0, "cent": 0.01, "cents": 0.01, "ct": 0.01}
+
+
+def _rates(of: dict[str, float], per: dict[str, float]) -> dict[str, float]:
+    """Units of money per something: "$/h", "cents/kWh"; beside them "$2" alone is per the key's own unit."""
+    below = _table(per, of)
+    return {f"{coin}/{unit}": scale / size for coin, scale in _MONEY.items() for unit, size in below.items()}
+
+
 UNITS: dict[str, dict[str, float]] = {
     "B": {**_BYTES, **_SI},
     "B/s": {**{f"{unit}{per}": scale for unit, scale in _BYTES.items() for per in ("/s", "ps")}, **_SI},
@@ -37,12 +47,19 @@ UNITS: dict[str, dict[str, float]] = {
     "W": {**_table({"W": 1.0}, {**_DECIMAL, "m": 1e-3}), **_SI},
     "J": {**_SI, **_table({"J": 1.0}, _DECIMAL), **_table({"Wh": 3600.0}, _DECIMAL)},
     "token": {**_table({"token": 1.0, "tokens": 1.0, "": 1.0}, {**_DECIMAL, "B": 1e9}), "": 1.0},
-    "$": {"$": 1.0, "k$": 1e3, "M$": 1e6, "USD": 1.0, "": 1.0},
-    "$/h": {"$/h": 1.0, "USD/h": 1.0, "": 1.0},
-    "$/kWh": {"$/kWh": 1.0, "USD/kWh": 1.0, "": 1.0},
+    "$": {**_MONEY, **_SI},
+    "$/h": {
+        **_rates({"": 1.0, "GPU-": 1.0}, {"h": 1.0, "hr": 1.0, "hour": 1.0, "d": 24.0, "day": 24.0}),
+        **_CURRENCY,
+        **_SI,
+    },
+    "$/kWh": {**_rates({"": 1.0}, {"Wh": 1e-3, "kWh": 1.0, "MWh": 1e3, "GWh": 1e6}), **_CURRENCY, **_SI},
     "1": {"": 1.0, "%": 0.01},
 }
-_NUMBER = re.compile(r"\s*([-+]?(?:\d[\d_,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(\S*)\s*\Z")
+_DIGITS = r"([-+]?(?:\d[\d_,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
+_NUMBER = re.compile(rf"\s*{_DIGITS}\s*(\S*)\s*\Z")
+_COIN_FIRST = re.compile(rf"\s*(?:US\$|USD|\$)\s*{_DIGITS}\s*([kKM]?)(/\S+)?\s*\Z")
+_PER = re.compile(r"\s*/\s*|\s+per\s+")
 
 
 def parse(value: object, dimension: str) -> float:
@@ -68,7 +85,7 @@ def _parse_text(text: str, dimension: str) -> float:
     known = UNITS[dimension]
     if len(text) > 80:
         raise UnitError(f"expected a quantity in {dimension}, got {shorten(text, 40)!r}")
-    match = _NUMBER.match(text.removeprefix("$") if dimension.startswith("$") else text)
+    match = _NUMBER.match(_coin_last(text) if dimension.startswith("$") else text)
     if match is None:
         raise UnitError(f"expected a quantity such as {_example(dimension)!r}, got {shorten(text)!r}")
     unit = match[2]
@@ -79,8 +96,16 @@ def _parse_text(text: str, dimension: str) -> float:
     return float(match[1].replace("_", "").replace(",", "")) * known[unit]
 
 
+def _coin_last(text: str) -> str:
+    """Money with its unit behind the number: "$2/h" and "USD 2 per h" are "2 $/h"."""
+    text = _PER.sub("/", text)
+    match = _COIN_FIRST.match(text)
+    return text if match is None else f"{match[1]} {match[2]}${match[3] or ''}"
+
+
 def _example(dimension: str) -> str:
     examples = {"B": "80 GB", "B/s": "400 Gb/s", "s": "3 us", "FLOP/s": "989 TFLOP/s", "W": "700 W", "token": "1T"}
+    examples |= {"$/h": "2 $/h", "$/kWh": "0.08 $/kWh"}
     return examples.get(dimension, f"1 {dimension}")
 
 
@@ -118,13 +143,14 @@ def _digits(number: float) -> str:
     return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.3g}"
 
 
-def _quantity(dimension: str, low: float, high: float) -> Any:
-    """A pydantic field type: text or number in, SI float out, from low to high (above 0 where low is 0)."""
+def _quantity(dimension: str, low: float, high: float, *, zero: bool = False) -> Any:
+    """A pydantic field type: text or number in, SI float out, from low to high (above 0 where low is 0, unless `zero`
+    is allowed)."""
 
     def read(value: object) -> float:
         number = parse(value, dimension)
-        if not low <= number <= high or number <= 0:
-            least = f"at least {low:g}" if low else "above 0"
+        if not low <= number <= high or (number == 0 and not zero):
+            least = f"at least {low:g}" if low or zero else "above 0"
             raise UnitError(f"must be {least} and at most {high:g} {dimension}, got {shorten(value)}")
         return number
 
@@ -135,6 +161,7 @@ def _quantity(dimension: str, low: float, high: float) -> Any:
 Bytes = _quantity("B", 1e6, 1e18)
 BytesPerSecond = _quantity("B/s", 1e5, 1e16)
 Seconds = _quantity("s", 0.0, 1e9)
+Pause = _quantity("s", 0.0, 1e9, zero=True)
 Lifetime = _quantity("s", 1.0, 1e13)
 FlopPerSecond = _quantity("FLOP/s", 1e9, 1e21)
 Watts = _quantity("W", 1e-2, 1e7)

@@ -162,14 +162,17 @@ def test_prices_assume_these_groups(layout: dict[str, int], monkeypatch: pytest.
     asked: dict[str, set[tuple[int, int, int]]] = {}
 
     def noted(name: str) -> Any:
-        def noting(cluster: Any, ranks: int, stride: int = 1) -> topology.GroupNetwork:
-            net = topology.group(cluster, ranks, stride)
-            asked.setdefault(name, set()).add((ranks, stride if ranks > 1 else 1, net.domains))
+        def noting(cluster: Any, ranks: int, stride: int = 1, **more: int) -> topology.GroupNetwork:
+            return kept(topology.group(cluster, ranks, stride, **more))
+
+        def kept(net: topology.GroupNetwork) -> topology.GroupNetwork:
+            asked.setdefault(name, set()).add((net.ranks, net.stride if net.ranks > 1 else 1, net.domains))
             return net
 
+        monkeypatch.setattr(prices, "pair", lambda *where: kept(topology.pair(*where)))
         return noting
 
-    for module in (prices, data_parallel, mover):
+    for module in (mover, data_parallel, prices):
         monkeypatch.setattr(module, "group", noted(module.__name__.rpartition(".")[2]))
     moesim.estimate(chosen, even_if_infeasible=True)
     kinds = {kind.name: (kind.size, kind.stride, kind.domains[0]) for kind in described(chosen)}
@@ -189,8 +192,10 @@ def test_dualpipe_sums_gradients_over_mirrored_stages() -> None:
     assert found["data-context"][1].tolist() == [*range(16, 32), *range(32, 48)]
     kind = {kind.name: kind for kind in described(chosen)}["expert-data"]
     assert kind.stride is None
-    net = topology.group(chosen.cluster, kind.size, stride=4)
+    net = topology.group(chosen.cluster, kind.size, stride=4, mirrored=4)
     assert kind.domains == (net.domains, net.domains)
+    assert "mirrored stages (first and last, and so on) hold the same parameters" in folding(chosen)
+    assert "mirrored" not in folding(scenario(64, pipeline=4, expert=4))
 
 
 def test_a_group_may_straddle_domains() -> None:

@@ -18,7 +18,7 @@ from moesim.results.assemble import require_memory
 from moesim.results.relief import reliefs
 from moesim.scenario.scenario import Scenario
 from moesim.specs.workload import PrecisionSpec
-from moesim.step.memory import _held_at_once, fullest, memory_by_rank, memory_parts
+from moesim.step.memory import fullest, held_at_once, memory_by_rank, memory_parts
 from moesim.step.model import StepModel
 from moesim.step.schedules import most_held, order
 
@@ -257,6 +257,21 @@ def test_gathering_never_needs_more_than_it_saves() -> None:
             assert sum(sharded.values()) + room_bytes < sum(whole.values())
 
 
+def test_full_sharding_reduces_in_one_format_whatever_gradients_are_added_up_in() -> None:
+    """bf16, twice there; it is what the step's price moves as well."""
+    full, gradients = Shards(64, 64, 64), Shards(1, 64, 64)
+    sizes = [gathered_bytes(1e9, 1e7, full, PrecisionSpec(gradients=kind)) for kind in ("fp32", "bf16")]
+    assert sizes == pytest.approx([(2 + 2 * 2) * 1e7] * 2)
+    assert gathered_bytes(1e9, 1e7, gradients, PrecisionSpec(gradients="fp32")) == pytest.approx(4e7)
+    layout = {"expert": 8, "tensor": 4, "data_sharding": "full"}
+    moved = [
+        StepModel(scenario({**SMALL, "parallelism": layout}, f"precision.gradients={kind}")).data_parallel[0].a_slot
+        for kind in ("fp32", "bf16")
+    ]
+    assert moved[0] == moved[1]
+    assert moved[0][1] > moved[0][0] > 0
+
+
 def test_states_go_where_the_stage_says() -> None:
     """Dense states over data x context, experts' over the expert-data group."""
     data, expert_data = scenario(SMALL).data_parallel, scenario(SMALL).expert_data_parallel
@@ -292,7 +307,7 @@ def test_full_moments_are_those_of_the_schedule(schedule: tuple[str, int, int, i
     """Walking the slots gives the same peak, for any sizes; more microbatches add no moment but under GPipe."""
     generator = np.random.default_rng(0)
     for device, slots in enumerate(order(*schedule)):
-        moments = _held_at_once(*schedule, device)
+        moments = held_at_once(*schedule, device)
         chunks = sorted({slot.forward.chunk for slot in slots if slot.forward is not None})
         sizes = generator.random((2, len(chunks)))
         kept, owed = (dict(zip(chunks, row, strict=True)) for row in sizes)
@@ -300,7 +315,7 @@ def test_full_moments_are_those_of_the_schedule(schedule: tuple[str, int, int, i
         assert peak == pytest.approx(most_held(slots, kept, owed))
         kind, stages, each, _, paired = schedule
         few, many = (
-            (_held_at_once(kind, stages, each, n * stages, paired, device) @ sizes.ravel()).max() for n in (4, 9)
+            (held_at_once(kind, stages, each, n * stages, paired, device) @ sizes.ravel()).max() for n in (4, 9)
         )
         assert (few < many) if kind == "gpipe" else few == pytest.approx(many)
 
@@ -394,7 +409,8 @@ def test_infeasible_says_where_what_and_which_single_change_is_enough() -> None:
     [
         ("olmoe-8-h100", ("parallelism.expert=1", "parallelism.data_sharding=none"), "expert optimizer",
          "parallelism.data_sharding"),
-        ("deepseek-v3-2048-h800", ("dispatcher.kind=deepep-low-latency",), "dispatch buffers", "dispatcher.kind"),
+        ("deepseek-v3-2048-h800", ("dispatcher.kind=deepep-low-latency", "workload.sequence_length=3072"),
+         "dispatch buffers", "dispatcher.kind"),
         ("mixtral-8x7b-64-h100", TOO_LONG, "activations", "recompute"),
     ],
 )  # fmt: skip

@@ -12,11 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import moesim
+from moesim.closed_form.expected import expected_work
+from moesim.closed_form.run import observe
 from moesim.closed_form.slots import Leg, evaluate, stretched
 from moesim.engine.beside import Exchanges
 from moesim.engine.simulation import simulate_step
 from moesim.errors import ScenarioError
 from moesim.randomness import Streams
+from moesim.results.overlap_cost import overlap_note, step_without_overlap
 from moesim.step.layout import Chunk
 from moesim.step.model import StepModel
 from moesim.step.operations import Aside, Operation, Recompute, one_chain, slot_operations
@@ -458,6 +461,88 @@ def test_impossible_overlaps_are_refused(changes: dict[str, Any], where: str, sa
         scenario(parallelism={"pipeline": 2, "expert": 8}, **changes)
     found = {problem.where: problem.what for problem in caught.value.problems}
     assert said in found[where]
+
+
+SWITCHES: list[dict[str, Any]] = [
+    {"expert_communication": True}, {"two_batch": True}, {"shared_experts": True}, {"weight_gradients": "delayed"},
+    {"expert_communication": True, "two_batch": True, "shared_experts": True, "weight_gradients": "delayed"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("overlap", SWITCHES, ids=str)
+@pytest.mark.parametrize("schedule", ["1f1b", "gpipe", "zero-bubble", "zero-bubble-v"])
+def test_switches_without_exchanges_are_told_and_do_nothing(overlap: dict[str, Any], schedule: str) -> None:
+    """One rule for a dense model and for one expert-parallel rank, whatever the schedule and the model's parts."""
+    dense = {"layers": 8, "d_model": 2048, "n_heads": 16, "d_ff_dense": 8192, "vocab": 32000}
+    for changes in (
+        {"model": dense, "parallelism": {"pipeline": 2}},
+        {"model": "mixtral-8x7b", "parallelism": {"pipeline": 2}},
+    ):
+        on, off = (estimate(schedule=schedule, overlap=chosen, **changes) for chosen in (overlap, {}))
+        told = [note for note in on.notes if "nothing to run beside" in note]
+        assert len(told) == 1
+        assert all(f"overlap.{name}" in told[0] for name in overlap)
+        assert not any("nothing to run beside" in note for note in off.notes)
+        assert on.summary["step_time"].value == off.summary["step_time"].value
+
+
+def test_a_tensor_parallel_overlap_of_one_rank_is_told() -> None:
+    assert any("parallelism.tensor is 1" in note for note in estimate(overlap={"tensor_parallel": True}).notes)
+    assert not any("parallelism.tensor is 1" in note for note in estimate().notes)
+
+
+SHIPPED = Path(__file__).parents[1] / "scenarios"
+COSTS_MORE = [
+    ("deepseek-v3-2048-h800", {"shared_experts": True}),
+    ("mixtral-8x7b-64-h100", {"weight_gradients": "delayed"}),
+    ("gpt-oss-120b-64-h100", {"two_batch": True}),
+]
+
+
+@pytest.mark.parametrize(("name", "overlap"), COSTS_MORE, ids=[name for name, _ in COSTS_MORE])
+def test_an_overlap_that_costs_more_than_it_hides_says_so(name: str, overlap: dict[str, Any]) -> None:
+    """The time that the note tells for the step without is that of the step without."""
+
+    def answer(**chosen: Any) -> moesim.Result:
+        switched = [f"overlap.{key}={value}" for key, value in {"expert_communication": False, **chosen}.items()]
+        return moesim.estimate(moesim.load(SHIPPED / f"{name}.yaml", switched), even_if_infeasible=True)
+
+    plain, on = answer(), answer(**overlap)
+    assert on.summary["step_time"].value > 1.02 * plain.summary["step_time"].value
+    told = [note for note in on.notes if "than is hidden" in note]
+    assert len(told) == 1
+    assert told[0].startswith(f"overlap.{next(iter(overlap))} costs more")
+    assert "SMs are kept from compute all step" in told[0] or "host issues more kernels" in told[0]
+    said = float(told[0].split("about ")[1].split(" s a step")[0])
+    assert said == pytest.approx(plain.summary["step_time"].value, rel=0.02)
+    assert not any("than is hidden" in note for note in plain.notes)
+
+
+@pytest.mark.parametrize("overlap", OVERLAPS, ids=str)
+@pytest.mark.parametrize("interference", ["reserved", "beside"])
+def test_the_step_without_overlap_is_told_from_the_step_with_it(overlap: dict[str, Any], interference: str) -> None:
+    """The comparison behind the note, against the step without; and no note where the overlap pays."""
+    for layout in ({"pipeline": 2, "expert": 16}, {"pipeline": 1, "expert": 8}):
+        with_it, plain = (
+            StepModel(scenario(parallelism=layout, overlap=chosen))
+            for chosen in ({**overlap, "interference": interference}, {})
+        )
+        routed = expected_work(with_it)
+        assert routed is not None
+        seen, without = observe(with_it, routed), observe(plain, expected_work(plain)).seconds[0]
+        assert step_without_overlap(with_it, routed, seen) == pytest.approx(without, rel=0.05)
+        told = overlap_note(with_it, routed, seen, "estimate")
+        if seen.seconds[0] < 0.99 * without:
+            assert not told
+        if seen.seconds[0] > 1.04 * without:
+            assert told
+
+
+def test_both_roads_tell_what_an_overlap_costs() -> None:
+    chosen = ["overlap.weight_gradients=delayed", "simulation.microbatch_samples=2"]
+    loaded = moesim.load(SHIPPED / "mixtral-8x7b-64-h100.yaml", chosen)
+    for found in (moesim.estimate(loaded), moesim.simulate(loaded)):
+        assert sum("than is hidden" in note for note in found.notes) == 1
 
 
 def test_what_no_published_step_shows_is_assumed() -> None:

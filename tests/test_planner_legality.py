@@ -13,7 +13,6 @@ from moesim.planner.legality import RULES, Facts, reasons
 from moesim.scenario.checks import problems
 from moesim.scenario.scenario import Scenario
 from moesim.screening import Candidates, Choices, scenario_of
-from moesim.screening.candidates import changed
 from moesim.specs.parallelism import OverlapSpec, ScheduleSpec
 from moesim.specs.routing import CapacitySpec
 
@@ -34,7 +33,8 @@ COUNT = 700
 def base(name: str) -> Scenario:
     """A shipped scenario without what belongs to its one layout."""
     found = moesim.load(SCENARIOS / f"{name}.yaml", ["simulation.sampled_tokens=null"])
-    return changed(found, stack_options=found.stack_options.model_copy(update={"pipeline_layout": None}))
+    options = found.stack_options.model_copy(update={"pipeline_layout": None})
+    return found.model_copy(update={"stack_options": options})
 
 
 def drawn(scenario: Scenario) -> tuple[Choices, Candidates]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from scipy.stats import spearmanr
 
 import moesim
+from moesim.validation.cases import SHIPPED, Case, read
 
+Prediction = tuple[Case, moesim.Result, float]
 ROOT = Path(__file__).parents[1]
-CASES = ROOT.parent / "shared" / "measurements" / "train_step_cases.yaml"
 OTHER_FABRIC = "megatron-bridge-aws-efa"  # these cases do not state it; test_published_directions.py does
 
 
@@ -31,20 +30,19 @@ def test_gpt_oss_with_forced_balance() -> None:
 
 
 @pytest.fixture(scope="module")
-def predictions() -> list[tuple[dict[str, Any], moesim.Result, float]]:
-    if not CASES.exists():
-        pytest.skip("no table of published runs beside the checkout")
-    cases = [case for case in yaml.safe_load(CASES.read_text(encoding="utf-8")) if "note" not in case]
+def predictions() -> list[Prediction]:
+    """The shipped rows, transcribed from the tables, that agree with the released recipe."""
+    cases = [case for case in read([SHIPPED / "train-step.yaml"]) if not case.known]
     return [
-        (case, moesim.estimate(moesim.load(case["scenario"]), even_if_infeasible=True), rate)
+        (case, moesim.estimate(moesim.load(case.scenario or {}), even_if_infeasible=True), rate)
         for case in cases
-        if (rate := case["measured"].get("tokens_per_second_per_gpu"))
+        if (rate := case.measured.get("tokens_per_second_per_gpu"))
     ]
 
 
-def test_published_throughput(predictions: list[tuple[dict[str, Any], moesim.Result, float]]) -> None:
+def test_published_throughput(predictions: list[Prediction]) -> None:
     """Every published row is answered; the errors stated in the README."""
-    known = [row for row in predictions if row[0]["scenario"]["stack"] != OTHER_FABRIC]
+    known = [row for row in predictions if (row[0].scenario or {})["stack"] != OTHER_FABRIC]
     assert len(known) > 100
     said = np.array([result.summary["tokens_per_second_per_gpu"].value for _, result, _ in known])
     measured = np.array([rate for _, _, rate in known])
@@ -64,7 +62,7 @@ def test_published_throughput(predictions: list[tuple[dict[str, Any], moesim.Res
     assert 0.85 < np.mean(inside) < 0.97  # the range stated with every answer holds 90 %
 
 
-def test_published_runs_fit(predictions: list[tuple[dict[str, Any], moesim.Result, float]]) -> None:
+def test_published_runs_fit(predictions: list[Prediction]) -> None:
     """What was trained cannot be infeasible, where its micro-batch and off-loading are stated."""
-    refused = [case["id"] for case, result, _ in predictions if result.summary["fits_in_memory"].value > 1.15]
+    refused = [case.id for case, result, _ in predictions if result.summary["fits_in_memory"].value > 1.15]
     assert len(refused) <= 2, refused

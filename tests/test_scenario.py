@@ -133,8 +133,12 @@ def test_a_huggingface_config_is_a_model(tmp_path: Path) -> None:
         ("workload.global_batch", 250, "workload.global_batch", ["divide", "256"]),
         ("workload.kind", "decode", "workload.kind", ["training"]),
         ("precision.compute", "nvfp4", "precision.compute", ["no nvfp4 rate", "fp8"]),
-        ("parallelism.virtual_pipeline", 64, "parallelism.pipeline", ["too thin"]),
+        ("parallelism.virtual_pipeline", 64, "parallelism.virtual_pipeline", ["too thin", "at most 8"]),
+        ("parallelism.pipeline", 64, "parallelism.pipeline", ["too thin", "at most 34", "nearest: 32"]),
+        ("parallelism.tensor", 3, "parallelism.tensor", ["32 attention heads", "allowed: 1, 2, 4", "nearest: 2"]),
+        ("parallelism.expert_tensor", 3, "parallelism.expert_tensor", ["14336", "allowed: 1, 2", "nearest: 2"]),
         ("parallelism.data", 5, "parallelism.data", ["16"]),
+        ("parallelism.data", 0, "parallelism.data", ["at least 1, got 0; or say auto"]),
         ("cluster.fabric", "none", "cluster.fabric", ["no scale-out network"]),
         ("simulation.stragglers", [{"rank": 8, "slowdown": 2.0}], "simulation.stragglers.0.rank", ["below"]),
         ("stack_options.pipeline_layout", [16, 0, 0, 16], "stack_options.pipeline_layout", ["first and the last"]),
@@ -166,6 +170,39 @@ def test_mistakes_are_named_with_place_and_repair(path: str, value: Any, where: 
     assert where in found, found
     for word in words:
         assert word in found[where]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "where", "words"),
+    [
+        (["parallelism.virtual_pipeline=2", "workload.global_batch=240"], "workload.global_batch", ["nearest: 256"]),
+        (["schedule.kind=dualpipe", "workload.global_batch=80"], "workload.global_batch", ["8 and even", "128 (8 "]),
+        (["schedule.kind=dualpipe", "workload.global_batch=144"], "workload.global_batch", ["to be even", "160 (10 "]),
+        (["schedule.kind=dualpipe", "workload.global_batch=96"], "workload.global_batch", ["least 2 x pipeline = 8;"]),
+        (["schedule.kind=dualpipe", "parallelism.pipeline=1"], "parallelism.pipeline", ["even number", "nearest: 2"]),
+        (["parallelism.tensor=2", "workload.sequence_length=4097"], "workload.sequence_length", ["4096, 4098"]),
+    ],
+)
+def test_the_key_at_fault_is_named_with_what_would_do(overrides: list[str], where: str, words: list[str]) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        moesim.load(GOOD, overrides)
+    assert [problem.where for problem in caught.value.problems] == [where]
+    assert all(word in caught.value.problems[0].what for word in words), caught.value.problems[0].what
+
+
+def test_what_is_offered_as_nearest_is_accepted() -> None:
+    """Every repair that a message names can be loaded."""
+    for overrides, repair in (
+        (["parallelism.virtual_pipeline=2", "workload.global_batch=240"], "workload.global_batch=256"),
+        (["schedule.kind=dualpipe", "workload.global_batch=80"], "workload.global_batch=128"),
+        (["schedule.kind=dualpipe", "workload.global_batch=144"], "workload.global_batch=160"),
+        (["parallelism.virtual_pipeline=64"], "parallelism.virtual_pipeline=8"),
+        (["parallelism.pipeline=64", "parallelism.expert=1"], "parallelism.pipeline=32"),
+        (["parallelism.tensor=3"], "parallelism.tensor=2"),
+    ):
+        with pytest.raises(ScenarioError):
+            moesim.load(GOOD, overrides)
+        assert moesim.load(GOOD, [*overrides, repair]).microbatches >= 1
 
 
 def test_all_problems_are_told_together() -> None:
@@ -267,3 +304,12 @@ def test_whatever_is_written_is_read_or_refused(path: str, value: Any) -> None:
     node[last] = value
     with contextlib.suppress(MoesimError):
         assert moesim.load(document).microbatches >= 1
+
+
+def test_a_copy_forgets_what_was_worked_out() -> None:
+    scenario = moesim.load(SCENARIOS[0])
+    before = (scenario.microbatches, scenario.key)
+    work = scenario.workload.model_copy(update={"micro_batch": 2 * scenario.workload.micro_batch})
+    copy = scenario.model_copy(update={"workload": work})
+    assert 2 * copy.microbatches == before[0]
+    assert copy.key != before[1]

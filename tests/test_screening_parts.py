@@ -11,7 +11,7 @@ from moesim.screening._walk_kernels import walk_plain
 from moesim.screening.cutting import cut_layers
 from moesim.screening.layouts import lengths, plan
 from moesim.step.balance import Weights, cut
-from moesim.step.memory import _held_at_once as held_at_once
+from moesim.step.memory import held_at_once
 from moesim.step.schedules import Slot, order
 
 SCHEDULES = [

@@ -10,9 +10,12 @@ import pytest
 import yaml
 
 import moesim
-from moesim.calibration.step_fit import COMPUTE, STACKS, fit, fit_steps, predict, read_steps
+from moesim.calibration import calibrate
+from moesim.calibration.step_entries import fit_steps
+from moesim.calibration.step_fit import COMPUTE, STACKS, fit, predict, read_steps
 from moesim.errors import UserError
 from moesim.validation.cases import SHIPPED, Case, read
+from moesim.validation.run import validate
 
 RATE = "tokens_per_second_per_gpu"
 
@@ -68,16 +71,28 @@ def test_one_own_step_helps_its_neighbours(cases: list[Case]) -> None:
     assert np.abs(predict(slower, made.values) / truth - 1).mean() < 0.6 * (1 - 1 / 1.2)
 
 
+def slower(case: Case, factor: float, **changes: object) -> Case:
+    """The case as it would be where steps take `factor` times as long."""
+    document = {**(case.scenario or {}), **changes}
+    return replace(case, scenario=document, measured={RATE: case.measured[RATE] / factor})
+
+
+def saved(cases: list[Case], path: Path) -> Path:
+    items = [{"id": case.id, "kind": case.kind, "scenario": case.scenario, "measured": case.measured} for case in cases]
+    path.write_text(yaml.safe_dump(items), encoding="utf-8")
+    return path
+
+
 def test_entries_go_before_the_catalog(cases: list[Case], tmp_path: Path) -> None:
-    chosen = of(cases, "/00414", "/00488", "/00616")
-    slower = [replace(case, measured={RATE: 0.8 * case.measured[RATE]}) for case in chosen]
-    entries = fit_steps(slower, "2026-11-22")
-    file = tmp_path / "mine.yaml"
+    chosen = [slower(case, 1.25) for case in of(cases, "/00414", "/00488", "/00616")]
+    made = fit_steps(chosen, "2026-11-22")
+    entries, file = made.entries, tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump(entries), encoding="utf-8")
     assert entries[COMPUTE]["source"]["where"].startswith("fit of 3 training steps (")
     assert entries[COMPUTE]["rows"] == {"used": 3}
-    assert set(entries[COMPUTE]["fitted_gpus"]) >= {"h100-sxm", "gb200-nvl72"}
-    for case in slower:
+    assert made.used == 3
+    assert set(entries[COMPUTE]["own"]) == {"h100-sxm", "gb200-nvl72"}
+    for case in chosen:
         document = dict(case.scenario or {})
         shipped = moesim.estimate(moesim.load(document), even_if_infeasible=True).summary[RATE].value
         document["cluster"] = {**document["cluster"], "calibration": str(file)}
@@ -85,9 +100,64 @@ def test_entries_go_before_the_catalog(cases: list[Case], tmp_path: Path) -> Non
         assert abs(own / case.measured[RATE] - 1) < abs(shipped / case.measured[RATE] - 1)
 
 
+@pytest.mark.parametrize(("numbers", "stack"), [(("/00488",), "torchtitan"), (("/00374", "/00028", "/00414"), None)])
+def test_the_file_reproduces_the_residual_it_states(
+    cases: list[Case], tmp_path: Path, numbers: tuple[str, ...], stack: str | None
+) -> None:
+    """Steps half as long again as thought, on a stack of their own and on those that the catalog holds."""
+    changes = {} if stack is None else {"stack": stack}
+    path = saved([slower(case, 1.5, **changes) for case in of(cases, *numbers)], tmp_path / "own-cases.yaml")
+    stated = calibrate(path, tmp_path / "own.yaml").entries
+    found = validate([path], calibration=tmp_path / "own.yaml")
+    errors = [row.error for row in found.cases]
+    assert len(errors) >= len(numbers)
+    for name in (COMPUTE, STACKS):
+        told = stated[name]["residual"]
+        assert told["median"] == pytest.approx(np.median(np.abs(errors)), abs=6e-4)
+        assert told["p90"] == pytest.approx(np.quantile(np.abs(errors), 0.9), abs=6e-4)
+        assert told["bias"] == pytest.approx(np.median(errors), abs=6e-4)
+    assert stated[COMPUTE]["residual_of_shipped"]["median"] == pytest.approx(0.5, abs=0.15)
+
+
+def test_a_lone_step_of_an_unlisted_stack_moves_the_stack(cases: list[Case]) -> None:
+    """However far it is off: it is no outlier, and not the kernels' fault."""
+    made = fit_steps([slower(case, 1.6, stack="our own") for case in of(cases, "/00488")])
+    moved = {name: new / old for name, (old, new) in made.moved.items()}
+    assert moved["stacks.time_factor.our own"] > 1.4
+    assert all(0.85 < ratio < 1.15 for name, ratio in moved.items() if "time_factor" not in name)
+    assert made.entries[COMPUTE]["residual"]["p90"] < 0.05
+    assert not any("still miss" in note for note in made.notes)
+
+
+def test_a_step_that_still_misses_is_told(cases: list[Case]) -> None:
+    """On a stack that a hundred rows tell, a step twice as long as thought is more likely described wrongly."""
+    made = fit_steps([slower(case, 2.0) for case in of(cases, "/00488")])
+    assert made.entries[COMPUTE]["residual"]["p90"] > 0.05
+    assert any("1 of 1 training steps still miss by more than 5 %" in note and "/00488" in note for note in made.notes)
+
+
+def test_a_bad_case_is_left_out_and_told(cases: list[Case], tmp_path: Path) -> None:
+    good = of(cases, "/00488")
+    bad = replace(good[0], id="typo", scenario={**(good[0].scenario or {}), "model": "nosuch"})
+    path = saved([*good, bad], tmp_path / "own-cases.yaml")
+    found = calibrate(path)
+    assert found.as_dict()["rows"] == 1
+    ((which, why),) = found.left_out.items()
+    assert which == "1 case: own-cases.yaml, item 2 (typo)"
+    assert "nosuch" in why
+    assert "\n" not in why
+    assert any("1 of 2 cases used as training steps" in note for note in found.notes)
+    negative = replace(good[0], id="sign", measured={RATE: -1.0})
+    (why,) = calibrate(saved([*good, negative], path)).left_out.values()
+    assert f"measured.{RATE}: must be above 0" in why
+    with pytest.raises(UserError, match=r"no row can be used.*own-cases.yaml, item 1 \(typo\).*nosuch"):
+        calibrate(saved([bad], tmp_path / "own-cases.yaml"))
+
+
 def test_known_failures_and_other_kinds_are_left_out(cases: list[Case]) -> None:
     known = [case for case in cases if case.known]
     assert known
     assert read_steps(known) == []
-    with pytest.raises(UserError, match="no measured training step"):
-        fit_steps(known)
+    made = fit_steps(known)
+    assert made.entries == {}
+    assert all("known to fail" in why for why in made.left_out.values())

@@ -155,10 +155,15 @@ def test_products_are_transcribed(facts: list[Case]) -> None:
 def test_training_steps_are_transcribed(facts: list[Case]) -> None:
     _skip_without_tables()
     known = {case.id: case for case in cases.read([MEASURED / "train_step_cases.yaml"])}
-    own = [case for case in facts if case.kind == "train_step"]
+    own = [case for case in facts if case.kind == "train_step" and case.where.startswith("train-step.yaml")]
     assert len(own) >= 110
     for case in own:
-        assert (case.scenario, case.measured) == (known[case.id].scenario, known[case.id].measured)
+        scenario = dict(case.scenario)
+        if case.note.startswith("64 of a rack's 72 GPUs"):
+            # The tables do not state how racks were filled; the release's launcher does.
+            scenario["cluster"] = dict(scenario["cluster"])
+            assert scenario["cluster"].pop("gpus_per_domain") == 64
+        assert (scenario, case.measured) == (known[case.id].scenario, known[case.id].measured)
 
 
 def test_logical_bandwidths_became_physical_times(facts: list[Case]) -> None:

@@ -159,7 +159,7 @@ def test_names() -> None:
         (["schedule.kind=zero-bubble", "parallelism.virtual_pipeline=2"], "parallelism.virtual_pipeline", "needs"),
         (["schedule.kind=zero-bubble-v", "model.layers=5"], "parallelism.pipeline", "2 chunks a rank"),
         (
-            ["schedule.kind=zero-bubble", "overlap.expert_communication=true"],
+            ["schedule.kind=zero-bubble", "overlap.expert_communication=true", "parallelism.expert=8"],
             "overlap.expert_communication",
             "zero-bubble-v or dualpipe",
         ),
@@ -167,7 +167,7 @@ def test_names() -> None:
 )
 def test_what_cannot_run_is_said_once(overrides: list[str], where: str, words: str) -> None:
     with pytest.raises(ScenarioError) as caught:
-        moesim.load(DENSE, overrides)
+        moesim.load(MOE if "parallelism.expert=8" in overrides else DENSE, overrides)
     assert [problem.where for problem in caught.value.problems] == [where]
     assert words in caught.value.problems[0].what
 

@@ -15,7 +15,7 @@ from moesim.calibration import compute_fit, network_fit, own_fit
 from moesim.calibration.compute_fit import Fits
 from moesim.calibration.entries import compute_entry, network_entries, own_entry, source_of
 from moesim.calibration.network_fit import Fitted
-from moesim.calibration.step_fit import fit_steps
+from moesim.calibration.step_entries import fit_steps
 from moesim.calibration.tables import FileRead, Progress, Tables, read
 from moesim.calibration.writer import write
 from moesim.errors import UserError
@@ -34,7 +34,8 @@ DATE_VARIABLE = "SOURCE_DATE_EPOCH"
 @dataclass(frozen=True)
 class Calibration:
     """What was fitted: `entries` by calibration name, as the file has them; `left_out` gives the laws and rows that
-    have no fit, with the reason; `notes` what a reader should know."""
+    have no fit, with the reason; `notes` what a reader should know; `rows` counts table rows and training steps used;
+    `moved` has coefficients of the training step that moved, with the shipped and the fitted value."""
 
     name: str
     path: Path | None
@@ -44,6 +45,7 @@ class Calibration:
     files: tuple[FileRead, ...]
     skipped: tuple[tuple[str, str], ...]
     rows: int = 0
+    moved: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -52,6 +54,7 @@ class Calibration:
             "written": None if self.path is None else str(self.path),
             "rows": self.rows,
             "entries": self.entries,
+            "moved": {name: {"shipped": old, "fitted": new} for name, (old, new) in self.moved.items()},
             "left_out": self.left_out,
             "notes": list(self.notes),
             "files": [vars(file) for file in self.files],
@@ -66,6 +69,8 @@ class _Findings:
     entries: dict[str, dict[str, Any]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    moved: dict[str, tuple[float, float]] = field(default_factory=dict)
+    steps: int = 0
 
 
 def calibrate(
@@ -110,7 +115,8 @@ def calibrate(
         tuple(found.notes),
         tables.files,
         tables.skipped,
-        len(tables.rows),
+        len(tables.rows) + found.steps,
+        found.moved,
     )
 
 
@@ -131,7 +137,11 @@ def _files_left_out(tables: Tables) -> str:
 def _fit_steps(paths: list[Path], day: str, found: _Findings, progress: Progress | None) -> None:
     if progress is not None:
         progress("fitting training steps", 0.0)
-    found.entries.update(fit_steps(cases.read(paths), day))
+    made = fit_steps(cases.read(paths), day)
+    found.entries |= made.entries
+    found.left_out |= made.left_out
+    found.notes += made.notes
+    found.moved, found.steps = made.moved, made.used
     if progress is not None:
         progress("fitting training steps", 1.0)
 

@@ -1,4 +1,4 @@
-"""What a fit found, for the terminal: rows used, misses and noise of every law, and what has no fit."""
+"""What a fit found, for the terminal: rows, misses and noise of every law, coefficients that moved, what has no fit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from moesim.results.table import plain_table
 
 
 def tables(calibration: Calibration) -> list[Table]:
-    """The fitted laws, a line each, and the reasons for those without a fit."""
+    """The fitted laws, a line each, coefficients of the training step old and new, and why what has no fit has none."""
     fitted = plain_table("Fitted", first="calibration")
     for heading in ("rows", "median", "p90", "bias", "noise"):
         fitted.add_column(heading, justify="right", no_wrap=True)
@@ -19,6 +19,15 @@ def tables(calibration: Calibration) -> list[Table]:
         cells = [_percent(miss.get(key)) for key in ("median", "p90", "bias")]
         fitted.add_row(Text(name), f"{rows.get('used', 0):,}", *cells, _percent(next(iter(noise.values()), None)))
     found = [fitted]
+    if calibration.moved:
+        moved = plain_table("Coefficients of the training step", first="coefficient")
+        for heading in ("shipped", "fitted", "change", "known to"):
+            moved.add_column(heading, justify="right", no_wrap=True)
+        for name, (old, new) in calibration.moved.items():
+            moved.add_row(
+                Text(name), f"{old:.4g}", f"{new:.4g}", f"{100 * (new / old - 1):+.1f} %", _known(calibration, name)
+            )
+        found.append(moved)
     if calibration.left_out:
         without = plain_table("Without a fit", first="rows")
         without.add_column("reason", overflow="fold")
@@ -26,6 +35,13 @@ def tables(calibration: Calibration) -> list[Table]:
             without.add_row(Text(name), Text(reason))
         found.append(without)
     return found
+
+
+def _known(calibration: Calibration, name: str) -> str:
+    """How far a coefficient may still be off, one standard deviation."""
+    entry, _, path = name.partition(".")
+    error = calibration.entries[entry]["standard_error"][path]
+    return f"{100 * error:.0f} %"
 
 
 def _percent(value: object) -> str:

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from copy import deepcopy
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -121,6 +121,7 @@ def names(kind: str) -> tuple[str, ...]:
     return tuple(sorted({name for path in _files(kind) for name in _names_in(path)}))
 
 
+@cache
 def kinds() -> tuple[str, ...]:
     """What the catalog holds: "models", "gpus", ...; the data folder decides, an overlay adds none."""
     found = {path.stem for path in _PACKAGED.glob("*.yaml")} | {path.parent.stem for path in _PACKAGED.glob("*/*.yaml")}
@@ -226,13 +227,23 @@ def _files(kind: str) -> list[Path]:
     """The files that hold entries of a kind, the overlay's first."""
     if kind not in kinds():
         raise UnknownNameError("catalog kind", kind, kinds())
-    folders = [_PACKAGED]
     overlay = os.environ.get(OVERLAY_VARIABLE)
-    if overlay:
-        folders.insert(0, Path(overlay).expanduser().absolute())
-        if not folders[0].is_dir():
-            raise FileError(f"{OVERLAY_VARIABLE}={shorten(overlay, 200)}: is not a folder")
-    found = [path for folder in folders for path in (folder / f"{kind}.yaml", *sorted((folder / kind).glob("*.yaml")))]
+    if not overlay:
+        return list(_packaged_files(kind))
+    folder = Path(overlay).expanduser().absolute()
+    if not folder.is_dir():
+        raise FileError(f"{OVERLAY_VARIABLE}={shorten(overlay, 200)}: is not a folder")
+    return [*_files_in(folder, kind), *_packaged_files(kind)]
+
+
+@cache
+def _packaged_files(kind: str) -> tuple[Path, ...]:
+    """The package's own files of a kind: looked for once, for they do not change while it runs."""
+    return tuple(_files_in(_PACKAGED, kind))
+
+
+def _files_in(folder: Path, kind: str) -> list[Path]:
+    found = (folder / f"{kind}.yaml", *sorted((folder / kind).glob("*.yaml")))
     return [path for path in found if path.stem != _NOT_MODELLED and path.exists()]
 
 

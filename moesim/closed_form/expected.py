@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -22,6 +23,7 @@ from moesim.network.dispatchers import PortTimes
 from moesim.randomness import Streams
 from moesim.routing.capacity import CapacityRule
 from moesim.routing.inclusion import rates
+from moesim.routing.moments import Moments
 from moesim.routing.routers.base import Router
 from moesim.step.draws import load_moments, shares
 from moesim.step.model import StepModel
@@ -29,13 +31,13 @@ from moesim.step.offload import beside, fetched_on_average, held_on_average
 from moesim.step.routed import PORT_ARRAYS, RoutedWork, padded_demand
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 _PRICED_LAYERS = 8
 _NORMAL = NormalDist()  # the standard library's: importing scipy.special would take longer than the estimate
-_ERFC = np.frompyfunc(math.erfc, 1, 1)
 
 
 @dataclass(frozen=True)
-class _Loads:
+class Loads:
     """Rows [L, E] routed to and kept by each expert in one microbatch of the group; `chance` [L, E] of a token in one
     sequence."""
 
@@ -48,14 +50,14 @@ def expected_work(model: StepModel) -> RoutedWork | None:
     """Seconds and bytes of all routed work, one expected sample a layer."""
     if not model.scenario.model.is_moe:
         return None
-    loads = _loads(model)
+    loads = expected_loads(model, load_moments(model))
     ranks = model.scenario.parallelism.expert
     computed = model.computed_rows(loads.kept).reshape(len(loads.kept), 1, ranks, -1)
     # An expert with few expected rows often has none: the chance of at least one, as of a Poisson number.
     active = np.ones_like(computed) if model.padded else -np.expm1(-computed)
     seconds = model.prices.experts(computed, None if model.padded else active)
     forward, backward, weight = beside(model, seconds, fetched_on_average(model, active))
-    dispatch, combine, traffic = _exchanges(model, computed.sum(axis=-1)[:, 0, :], _source_shares(model, loads.routed))
+    dispatch, combine, traffic = _exchanges(model, computed.sum(axis=-1)[:, 0, :], source_shares(model, loads.routed))
     return RoutedWork(
         dispatch=dispatch,
         combine=combine,
@@ -71,19 +73,19 @@ def expected_work(model: StepModel) -> RoutedWork | None:
     )
 
 
-def _loads(model: StepModel) -> _Loads:
+def expected_loads(model: StepModel, found: Moments) -> Loads:
+    """Rows by expert, from the moments of the load."""
     scenario = model.scenario
     ranks = scenario.parallelism.expert
     tokens = scenario.tokens_per_rank * scenario.parallelism.expert_tensor
     streams = Streams(scenario.routing.seed)
-    found = load_moments(model)
     shared = shares(model)
     sequences = shared.replicas * shared.sequences
     # Rows that stand for a token: one, but in a soft mixture, whose slots stand for whole sequences.
     even = scenario.router.expected(np.ones(scenario.model.n_experts)).sum()
     mean = scenario.copies_per_group / even * found.chance
     group = tokens * ranks
-    scores = _normal_scores(mean.shape[0], mean.shape[1], streams)
+    scores = _normal_scores(*mean.shape, scenario.routing.seed)
     if scenario.router.by_sequence:
         routed = group / sequences * _sequences_drawn(found.chance, sequences, scenario.router, streams)
     else:
@@ -96,16 +98,16 @@ def _loads(model: StepModel) -> _Loads:
     single = apart + found.between * tokens**2 / shared.sequences * (1 - 1 / shared.replicas)
     rule = model.capacity_rule
     if rule is None:
-        return _Loads(routed, routed, own)
+        return Loads(routed, routed, own)
     if rule.per_rank:
         by_rank = routed.reshape(len(routed), ranks, -1).sum(axis=-1)
         apart = np.sqrt(single.reshape(len(routed), ranks, -1).sum(axis=-1))
         stays = _kept(rule, by_rank, apart, model, model.capacity_rows * scenario.model.n_experts / ranks) / by_rank
-        return _Loads(routed, routed * np.repeat(stays, scenario.model.n_experts // ranks, axis=-1), own)
+        return Loads(routed, routed * np.repeat(stays, scenario.model.n_experts // ranks, axis=-1), own)
     kept = _kept(rule, routed, np.sqrt(single), model, model.capacity_rows)
     if rule.overflow != "drop":
         kept = _moved(kept, routed, model.capacity_rows)
-    return _Loads(routed, kept, own)
+    return Loads(routed, kept, own)
 
 
 def _sequences_drawn(chance: Floats, sequences: int, rule: Router, streams: Streams) -> Floats:
@@ -136,10 +138,11 @@ def _moved(kept: Floats, routed: Floats, capacity: float) -> Floats:
     return np.asarray(kept + share * room)
 
 
-def _normal_scores(layers: int, experts: int, streams: Streams) -> Floats:
+@lru_cache(maxsize=8)
+def _normal_scores(layers: int, experts: int, seed: int) -> Floats:
     # Blom's approximation of the expected order statistics of a normal sample.
     scores = np.array([_NORMAL.inv_cdf((rank + 0.625) / (experts + 0.25)) for rank in range(experts)])
-    return streams.generator("routing/expected").permuted(np.tile(scores, (layers, 1)), axis=1)
+    return Streams(seed).generator("routing/expected").permuted(np.tile(scores, (layers, 1)), axis=1)
 
 
 def _kept(rule: CapacityRule, routed: Floats, spread: Floats, model: StepModel, room: float) -> Floats:
@@ -160,10 +163,11 @@ def _kept(rule: CapacityRule, routed: Floats, spread: Floats, model: StepModel, 
 
 def _normal_tail(values: Floats) -> Floats:
     """Probability that a standard normal number is above each value."""
-    return np.asarray(0.5 * _ERFC(values / math.sqrt(2.0)), dtype=np.float64)
+    scaled = (values / math.sqrt(2.0)).ravel().tolist()
+    return 0.5 * np.fromiter(map(math.erfc, scaled), np.float64, len(scaled)).reshape(values.shape)
 
 
-def _source_shares(model: StepModel, routed: Floats) -> Floats:
+def source_shares(model: StepModel, routed: Floats) -> Floats:
     """Each source's kept copies over the mean's [L, R]: capacity of the whole group is filled source by source."""
     ranks, rule = model.scenario.parallelism.expert, model.capacity_rule
     if rule is None or rule.scope == "source-rank":
@@ -177,12 +181,8 @@ def _source_shares(model: StepModel, routed: Floats) -> Floats:
 
 def _exchanges(model: StepModel, rank_rows: Floats, sources: Floats) -> tuple[PortTimes, PortTimes, Floats]:
     """Dispatch and combine priced for evenly spaced layers; the layers between take the nearest one's."""
-    layers = len(rank_rows)
-    count = min(layers, max(1, min(_PRICED_LAYERS, (1 << 18) // rank_rows.shape[1] ** 2)))
-    chosen = np.unique(np.linspace(0, layers - 1, count).round().astype(int))
-    nearest = np.abs(np.arange(layers)[:, None] - chosen).argmin(axis=1)
-    padded = padded_demand(model, len(chosen))
-    demand = _demand(model, rank_rows[chosen], sources[chosen]) if padded is None else padded
+    chosen, nearest = priced_layers(*rank_rows.shape)
+    demand = expected_demand(model, rank_rows[chosen], sources[chosen])
     times = model.mover.times(demand)
 
     def one(direction: str) -> PortTimes:
@@ -195,9 +195,19 @@ def _exchanges(model: StepModel, rank_rows: Floats, sources: Floats) -> tuple[Po
     return one("dispatch"), one("combine"), traffic
 
 
-def _demand(model: StepModel, rank_rows: Floats, sources: Floats) -> Demand:
+def priced_layers(layers: int, ranks: int) -> tuple[Ints, Ints]:
+    """The layers whose exchanges are priced, and for each layer [L] the place among them of the nearest one."""
+    count = min(layers, max(1, min(_PRICED_LAYERS, (1 << 18) // ranks**2)))
+    chosen = np.unique(np.linspace(0, layers - 1, count).round().astype(int))
+    return chosen, np.abs(np.arange(layers)[:, None] - chosen).argmin(axis=1)
+
+
+def expected_demand(model: StepModel, rank_rows: Floats, sources: Floats) -> Demand:
     """Copies and distinct tokens between ranks: `sources` [B, R] says how much of the mean each sends, and rank r gets
     `rank_rows` [B, R]."""
+    padded = padded_demand(model, len(rank_rows))
+    if padded is not None:
+        return padded
     scenario, even, layout = model.scenario, model.mover.even_demand, model.scenario.parallelism
     tokens = float(scenario.tokens_per_rank)
     mean_share = rank_rows / (layout.expert_tensor * tokens * layout.expert)  # copies a token to each rank

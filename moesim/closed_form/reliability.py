@@ -8,7 +8,7 @@ Daly 2006 where D is 0). Here stand its parts, and its variance by the moments o
 geometric number of attempts.
 
 It differs from the simulation where steps are of unequal length (less than 0.1 % unless a segment is a few steps), and
-in the waiting for spare hosts, which is that of a steady state and of failures spread evenly (some 1 %).
+in the waiting for spare hosts, which is that of failures spread evenly (some 1 %).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from moesim.closed_form.spares import spare_waits
 from moesim.costs.reliability import RunPlan
 from moesim.results.reliability import RunTime
 
@@ -82,21 +83,15 @@ def expected_goodput(interval: ArrayLike, write: ArrayLike, failures: Failures) 
     return interval / segment_time(interval + write, failures).seconds
 
 
-def blocked_share(servers: int, offered: float) -> float:
-    """Share of time in which all of `servers` are taken (Erlang's loss formula, any distribution of service time)."""
-    share = 1.0
-    for count in range(1, servers + 1):
-        share = offered * share / (count + offered * share)
-    return share
-
-
 def expected_run(plan: RunPlan) -> RunTime:
     """The run's expected time and its parts."""
     counts = np.array([plan.segments - 1, 1.0])
     busy = plan.step_seconds * np.array([plan.segment_steps, plan.last_steps]) + plan.write
     segment = segment_time(busy, Failures(plan.rate, plan.restart, plan.load))
     failures, seconds = float(counts @ segment.failures), float(counts @ segment.seconds)
-    waiting, waiting_variance = _waiting(plan, failures, seconds)
+    waiting, waiting_variance = 0.0, 0.0
+    if plan.spares is not None:
+        waiting, waiting_variance = spare_waits(plan.spares, failures / seconds, plan.repair, seconds)
     spread = NINE_IN_TEN * (float(counts @ segment.variance) + waiting_variance) ** 0.5
     checkpoint = plan.segments * plan.write
     return RunTime(
@@ -110,15 +105,3 @@ def expected_run(plan: RunPlan) -> RunTime:
         low=max(seconds + waiting - spread, plan.useful + checkpoint),
         high=seconds + waiting + spread,
     )
-
-
-def _waiting(plan: RunPlan, failures: float, seconds: float) -> tuple[float, float]:
-    """Seconds of waiting for a repaired host, and their variance: a run of `seconds` otherwise stands still while one
-    host more than its spares is in repair, and fails only while it does not, which is Erlang's loss system. Each wait
-    is for the first of those hosts, as if repairs were exponential and waits independent."""
-    if plan.spares is None:
-        return 0.0, 0.0
-    hosts = plan.spares + 1
-    blocked = blocked_share(hosts, failures / seconds * plan.repair)
-    waiting = seconds * blocked / (1 - blocked)
-    return waiting, 2 * waiting * plan.repair / hosts

@@ -17,10 +17,9 @@ from moesim.closed_form.reliability import expected_run
 from moesim.closed_form.slots import Leg, Reach, SlotTime, evaluate, stretched
 from moesim.network.dispatchers import PortTimes
 from moesim.results.assemble import assemble
+from moesim.results.observed import EvenStep, Observed
 from moesim.results.reliability import run_plan
 from moesim.results.result import Result
-from moesim.results.summary import Observed
-from moesim.step.data_parallel import exposed
 from moesim.step.model import StepModel
 from moesim.step.operations import EXCHANGES, Operation
 from moesim.step.routed import RoutedWork, even_work
@@ -32,16 +31,22 @@ def estimate_model(model: StepModel) -> Result:
     routed = expected_work(model)
     observed = observe(model, routed)
     if routed is not None:
-        observed = replace(observed, even_seconds=even_step_seconds(model))
+        observed = replace(observed, even=even_step(model))
     plan = run_plan(model.scenario, observed.seconds[0])
     if plan is not None:
         observed = replace(observed, run=expected_run(plan))
     return assemble(model, routed, observed, "estimate")
 
 
+def even_step(model: StepModel) -> EvenStep:
+    """The step at perfectly balanced routing; exact where nothing but routing tells ranks apart."""
+    observed = observe(model, even_work(model))
+    return EvenStep(observed.seconds[0], observed.waited["bubble"])
+
+
 def even_step_seconds(model: StepModel) -> float:
-    """Length of the step at perfectly balanced routing; exact where nothing but routing tells ranks apart."""
-    return observe(model, even_work(model)).seconds[0]
+    """Length of the step at perfectly balanced routing."""
+    return even_step(model).seconds
 
 
 def observe(model: StepModel, routed: RoutedWork | None) -> Observed:
@@ -50,17 +55,13 @@ def observe(model: StepModel, routed: RoutedWork | None) -> Observed:
     schedule = Schedule(*model.schedule)
     legs = _Legs(model, routed)
     spent = [legs.slot(stage, slot) for stage, slot in kinds(schedule)]
-    starts = [
-        exposed(once.gather, forward, once.exposed_share)
-        for once, (forward, _) in zip(model.data_parallel, model.compute_seconds, strict=True)
-    ]
+    starts = [model.gather_wait(stage) for stage in range(stages)]
     path = critical_path(schedule, spent, model.prices.hop, starts)
     finished = []
     waited: defaultdict[str, float] = defaultdict(float)
     busy: defaultdict[str, float] = defaultdict(float)
     for stage, end in enumerate(path.ends):
-        once, (_, backward) = model.data_parallel[stage], model.compute_seconds[stage]
-        reduce = exposed(once.reduce, backward, once.exposed_share)
+        once, reduce = model.data_parallel[stage], model.reduce_wait(stage)
         finished.append(end + reduce + once.optimizer)
         waited["data-parallel"] += (starts[stage] + reduce) / stages
         waited["optimizer"] += once.optimizer / stages
@@ -91,7 +92,7 @@ class _Legs:
                 self._experts(routed, phase)
 
     def slot(self, stage: int, slot: Slot) -> SlotTime:
-        """Time of one kind of slot on a pipeline rank, with what full sharding makes it wait for."""
+        """Time of one kind of slot on a pipeline rank, with what sharding and its neighbours make it wait for."""
         name = self._alike(slot)
         spent = self.slots.get(name)
         if spent is None:
@@ -100,12 +101,13 @@ class _Legs:
             spent = self.slots[name] = evaluate(
                 operations, legs if slowed is None else stretched(operations, legs, slowed)
             )
-        wait = self.model.shard_wait(stage, slot)
+        shards, messages = self.model.shard_wait(stage, slot), self.model.message_wait(slot)
+        wait = shards + messages
         if not wait:
             return spent
         free, forward, backward = spent.paths
         later = Reach(*(moment + wait for moment in free))
-        waited = {**spent.waited, "data-parallel": wait}
+        waited = {**spent.waited, "data-parallel": shards, "bubble": messages}
         return SlotTime(spent.seconds + wait, (later, forward, backward), spent.busy, waited)
 
     def _alike(self, slot: Slot) -> tuple[object, ...]:

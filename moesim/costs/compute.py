@@ -35,7 +35,8 @@ class Rates:
     `gemm`, `grouped_gemm` (in the compute format), `bf16_gemm`, `scores` in FLOP/s; `memory` in bytes/s;
     `quantize` the factor on memory-bound passes; `weight_bytes` bytes a weight element as a GEMM reads it; `experts`
     how many times as long routed rows take as by these rates (expert layers that were measured);
-    `band` the relative range (90 % of calibrated rows lie within).
+    `band` the relative range (90 % of calibrated rows lie within), `slower` what independent of it may make the step
+    longer, not shorter.
     """
 
     gemm: float
@@ -48,6 +49,7 @@ class Rates:
     basis: Basis
     band: float
     experts: float = 1.0
+    slower: float = 0.0
 
 
 def rates(gpu: GpuSpec, compute: ComputeFormat, busy_multiprocessors: int = 0, measured: str | None = None) -> Rates:
@@ -65,7 +67,8 @@ def rates(gpu: GpuSpec, compute: ComputeFormat, busy_multiprocessors: int = 0, m
     fitted = "bf16" if compute == "fp16" else compute
     known = fitted in data["fitted"].get(gpu.generation, ())
     exact_gpu = known and gpu.name in data["fitted_gpus"]
-    residual = data["residual"] if exact_gpu else data["residual_elsewhere"]
+    # A user's own `residual` is of the steps measured, which `moesim.step.stack` knows apart.
+    residual = coefficients()["residual" if exact_gpu else "residual_elsewhere"]
     return Rates(
         gemm=gemm,
         grouped_gemm=gemm * data["grouped_gemm"],
@@ -134,10 +137,18 @@ def experts_seconds(
     Per active expert the 2-norm of arithmetic and of reading its weights once: sqrt((f n)^2 + b^2). Where rows are
     expectations, `active` is the probability of a row at all: an expert then has n / active rows that often.
     """
+    return grouped_seconds(rows, *grouped_costs(flops_per_row, weight_elements, rates), active)
+
+
+def grouped_costs(flops_per_row: float, weight_elements: float, rates: Rates) -> tuple[float, float]:
+    """Seconds of a row's arithmetic and of reading one expert's weights."""
+    return flops_per_row / rates.grouped_gemm, weight_elements * rates.weight_bytes / rates.memory
+
+
+def grouped_seconds(rows: Floats, row: Floats | float, weights: Floats | float, active: Floats | None = None) -> Floats:
+    """`experts_seconds` by what a row and an expert's weights take."""
     chance = (rows > 0).astype(np.float64) if active is None else active
-    arithmetic = rows * (flops_per_row / rates.grouped_gemm)
-    reading = chance * (weight_elements * rates.weight_bytes / rates.memory)
-    total: Floats = np.hypot(arithmetic, reading).sum(axis=-1)
+    total: Floats = np.hypot(rows * row, chance * weights).sum(axis=-1)
     return total
 
 

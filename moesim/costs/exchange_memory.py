@@ -37,8 +37,13 @@ class Exchange:
 
 def exchange_bytes(dispatcher: str, exchange: Exchange, at_once: bool) -> float:
     """Bytes that one exchange takes at its peak; `at_once`: another microbatch's combine runs beside its dispatch."""
-    library, there, back = _BUFFERS.get(dispatcher, _two_sided)(exchange)
+    library, there, back = exchange_buffers(dispatcher, exchange)
     return library + (there + back if at_once else max(there, back))
+
+
+def exchange_buffers(dispatcher: str, exchange: Exchange) -> Parts:
+    """The same by its parts; those beside a library's own buffers grow in a straight line with `received`."""
+    return _BUFFERS.get(dispatcher, _two_sided)(exchange)
 
 
 Parts = tuple[float, float, float]

@@ -8,9 +8,13 @@ scores are never stored.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
+import numpy as np
+
 from moesim import catalog
+from moesim.costs.tensor_split import attention_widths, key_value_copies
 from moesim.specs.model import ModelSpec
 from moesim.specs.workload import PrecisionSpec
 
@@ -58,13 +62,29 @@ def state_bytes(held: float, shards: Shards, precision: PrecisionSpec) -> dict[s
     }
 
 
-def gathered_bytes(held: float, room: float, shards: Shards, precision: PrecisionSpec) -> float:
+def gathered_bytes(held: Any, room: Any, shards: Shards, precision: PrecisionSpec) -> Any:
     """Buffers in which sharded weights are gathered, and gradients reduced, `room` parameters at a time.
 
-    They are never larger than all that is sharded.
+    Full sharding reduces in bf16 whatever the format of addition (`step.data_parallel` prices it so): a gradient is
+    there twice, as the backward leaves it and as it travels (PyTorch, torch/distributed/fsdp/_fully_shard,
+    foreach_reduce). Where gradients alone are sharded they are reduced in the format of addition, which takes as much
+    in fp32. Buffers are never larger than all that is sharded.
     """
-    weights, gradients = (min(room, held * (1.0 - 1.0 / ranks)) for ranks in (shards.weights, shards.gradients))
-    return 2.0 * weights + gradient_bytes(precision) * gradients
+    weights, gradients = (held * (1.0 - 1.0 / ranks) for ranks in (shards.weights, shards.gradients))
+    twice = 2 * 2.0 * room
+    return np.minimum(2.0 * room, 2.0 * weights) + np.minimum(twice, gradient_bytes(precision) * gradients)
+
+
+def channel_bytes(model: ModelSpec, tokens: Any, replica_tokens: Any, tensor: Any) -> tuple[Any, Any]:
+    """Buffers of microbatches of `tokens` a rank between pipeline ranks, and of the keys and values of `replica_tokens`
+    that go round a context ring, split over `tensor` ranks."""
+    ring = 4.0 * model.kv_width * replica_tokens * key_value_copies(model, tensor) / tensor
+    return 4.0 * (2.0 * model.d_model * tokens), ring
+
+
+def communicator_bytes() -> float:
+    """Buffers of one communicator."""
+    return float(prod(coefficients()["communicator"].values()))
 
 
 def optimizer_step_bytes(held: float, shards: Shards, precision: PrecisionSpec) -> float:
@@ -76,10 +96,12 @@ def optimizer_step_bytes(held: float, shards: Shards, precision: PrecisionSpec) 
 
 @dataclass(frozen=True)
 class Split:
-    """What is not divided as tokens are: an expert's width over `expert` ranks; inputs are kept `inputs` times."""
+    """What is not divided as tokens are: an expert's width over `expert` ranks; inputs are kept `inputs` times, keys
+    and values `keys` times (`costs.tensor_split`)."""
 
     expert: int
     inputs: int
+    keys: int = 1
 
 
 def token_layer_bytes(
@@ -93,17 +115,18 @@ def token_layer_bytes(
     input, which the residual stream holds anyway. Experts are weighted before their last product, so that their
     outputs need not be kept.
     """
-    stream = 2.0 * model.d_model * split.inputs
+    whole = float(model.d_model * split.inputs)
+    stream = 2.0 * whole
     if "full" in recompute:
         return TokenLayer(stream, 0.0, 0.0)
     q = input_bytes(precision)
-    normed = 0.0 if "layernorm" in recompute else q * model.d_model
-    attention = stream + normed + _attention_bytes(model, q, recompute)
+    normed = 0.0 if "layernorm" in recompute else q * whole
+    attention = stream + normed + _attention_bytes(model, q, recompute, split)
     dense_width = 0.0 if "mlp" in recompute else float(model.d_ff_dense or 0)
     dense = _hidden(dense_width, model.dense_matrices - 1, q)
     beside = dense if model.dense_beside_experts else 0.0
     # The router reads the norm's output in bf16, whatever the products' format.
-    routed = 0.0 if "layernorm" in recompute else max(2.0, q) * model.d_model
+    routed = 0.0 if "layernorm" in recompute else max(2.0, q) * whole
     experts = stream + routed + _expert_bytes(model, rows, q, recompute, split) + beside
     return TokenLayer(attention, stream + normed + dense, experts)
 
@@ -113,14 +136,14 @@ def input_bytes(precision: PrecisionSpec) -> float:
     return 2.0 if precision.compute in ("bf16", "fp16") else 1.0
 
 
-def _attention_bytes(model: ModelSpec, q: float, recompute: frozenset[str]) -> float:
+def _attention_bytes(model: ModelSpec, q: float, recompute: frozenset[str], split: Split) -> float:
     """Queries, keys, values, the scores' statistics, the output and, where it is quantized, its copy."""
     blocks, mla = model.attention_blocks, model.mla
-    wide = 2.0 * model.qkv_width * blocks
+    wide = 2.0 * attention_widths(model, split.keys) * blocks
     if mla is not None:
-        latent = mla.q_lora_rank + mla.kv_lora_rank
+        latent = float(split.inputs * (mla.q_lora_rank + mla.kv_lora_rank))
         # The up-projection works from the latent vectors; without recompute their norms' outputs are kept as well.
-        wide = (0.0 if "mla_up_proj" in recompute else wide + q * latent) + 2.0 * (latent + mla.qk_rope)
+        wide = (0.0 if "mla_up_proj" in recompute else wide + q * latent) + 2.0 * (latent + split.inputs * mla.qk_rope)
     values = model.value_width * blocks
     if "core_attn" in recompute:
         return wide + q * values
@@ -143,18 +166,18 @@ def _hidden(width: float, gates: int, activated: float) -> float:
     return width * (2.0 * gates + activated)
 
 
-def gradient_pass_bytes(model: ModelSpec, rows: float, split: Split) -> float:
+def gradient_pass_bytes(model: ModelSpec, rows: Any, split: Split) -> Any:
     """Bytes a token needs beside what was kept while its fullest layer's backward runs, all in bf16.
 
     At once live a module's output gradients and input gradients: of attention's queries, keys, values and output, or
     of a feed-forward layer's inner values and its input; and the gradient of the residual stream.
     """
     stream = 2.0 * model.d_model * split.inputs
-    attention = 2.0 * (model.qkv_width + model.value_width)
-    dense = 2.0 * (model.d_model + model.dense_matrices * float(model.d_ff_dense or 0))
+    attention = 2.0 * (attention_widths(model, split.keys) + model.value_width)
+    dense = 2.0 * (model.d_model * split.inputs + model.dense_matrices * float(model.d_ff_dense or 0))
     width = float(model.d_ff_expert or 0) / split.expert
     experts = 2.0 * rows * (model.d_model + model.expert_matrices * width) if model.is_moe else 0.0
-    return stream + max(attention, dense if "dense" in model.layer_kinds else 0.0, experts)
+    return stream + np.maximum(max(attention, dense if "dense" in model.layer_kinds else 0.0), experts)
 
 
 def verdict(need: float, have: float) -> str:

@@ -13,9 +13,9 @@ from moesim.engine.reliability import simulate_runs
 from moesim.engine.simulation import Columns, SimulatedStep, simulate_step
 from moesim.randomness import Streams
 from moesim.results.assemble import assemble
+from moesim.results.observed import EvenStep, Observed
 from moesim.results.reliability import run_plan
 from moesim.results.result import Result
-from moesim.results.summary import Observed
 from moesim.step.draws import routing_sampler
 from moesim.step.model import StepModel
 from moesim.step.offload import held_in_turn
@@ -30,16 +30,15 @@ class _Silent:
         """Says nothing."""
 
 
-def simulate_model(model: StepModel, progress: Progress | None = None, even_seconds: float | None = None) -> Result:
+def simulate_model(model: StepModel, progress: Progress | None = None, even: EvenStep | None = None) -> Result:
     """Simulates the steps of `model`; `progress` hears what is being done and which share of it is over.
 
-    `even_seconds`: length of the step at perfectly balanced routing where it is known; else it is simulated too.
+    `even`: the step at perfectly balanced routing where it is known; else it is simulated too.
     """
     scenario, tell = model.scenario, progress or _Silent()
     streams = Streams(scenario.simulation.seed)
-    if even_seconds is None:
-        even = even_work(model)
-        even_seconds = None if even is None else simulate_step(model, even, 0, streams).seconds
+    if even is None:
+        even = _even_step(model, streams)
     routed = draw_routing(model, tell)
     steps: list[SimulatedStep] = []
     for step in range(scenario.simulation.steps):
@@ -50,12 +49,21 @@ def simulate_model(model: StepModel, progress: Progress | None = None, even_seco
 
         steps.append(simulate_step(model, routed, step, streams, report))
     tell("simulating", 1.0)
-    observed = observe(model, steps, even_seconds)
+    observed = observe(model, steps, even)
     plan = run_plan(scenario, float(np.mean(observed.seconds)))
     if plan is not None:
         run = simulate_runs(plan, np.asarray(observed.seconds), streams, lambda done: tell("training run", done))
         observed = replace(observed, run=run)
     return assemble(model, routed, observed, "simulate", _join(steps))
+
+
+def _even_step(model: StepModel, streams: Streams) -> EvenStep | None:
+    """The first step once more with the same disturbances at perfectly balanced routing; None for a dense model."""
+    work = even_work(model)
+    if work is None:
+        return None
+    step = simulate_step(model, work, 0, streams)
+    return EvenStep(step.seconds, step.waited["bubble"])
 
 
 def draw_routing(model: StepModel, tell: Progress) -> RoutedWork | None:
@@ -75,7 +83,7 @@ def draw_routing(model: StepModel, tell: Progress) -> RoutedWork | None:
     return replace(work, held=held_in_turn(model, lambda layer: sampler.choices(layer, 0, 0)))
 
 
-def observe(model: StepModel, steps: list[SimulatedStep], even_seconds: float | None = None) -> Observed:
+def observe(model: StepModel, steps: list[SimulatedStep], even: EvenStep | None = None) -> Observed:
     """Means over steps and pipeline ranks."""
     waited: defaultdict[str, float] = defaultdict(float)
     busy: defaultdict[str, float] = defaultdict(float)
@@ -87,7 +95,7 @@ def observe(model: StepModel, steps: list[SimulatedStep], even_seconds: float | 
         sums = np.bincount(inverse, weights=step.columns["busy_mean"]) / ranks / len(steps)
         for kind, seconds in zip(kinds.tolist(), sums.tolist(), strict=True):
             busy[kind] += seconds
-    return Observed(tuple(step.seconds for step in steps), busy, waited, even_seconds)
+    return Observed(tuple(step.seconds for step in steps), busy, waited, even, drawn=True)
 
 
 def _join(steps: list[SimulatedStep]) -> Columns:

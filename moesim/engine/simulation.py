@@ -5,21 +5,22 @@ from __future__ import annotations
 import gc
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import simpy
 from numpy.typing import NDArray
+from simpy.core import EmptySchedule
 
 from moesim.engine.conservation import check_step
 from moesim.engine.durations import Durations
 from moesim.engine.recorder import Recorder
 from moesim.engine.streams import STREAMS, Device, SlotRun
 from moesim.randomness import Streams
-from moesim.step.data_parallel import exposed
 from moesim.step.model import StepModel
+from moesim.step.operations import Operation
 from moesim.step.routed import RoutedWork
 from moesim.step.schedules import Key, inputs, stays
 
@@ -63,6 +64,7 @@ def _plan(env: simpy.Environment, model: StepModel, devices: list[Device]) -> No
     """Gives every device its slots, with one event an operation and one for each output that a neighbour waits for."""
     last_chunk = model.scenario.virtual_stages - 1
     events: defaultdict[Key, simpy.Event] = defaultdict(env.event)
+    positions: dict[int, dict[str, list[int]]] = {}
     for device, slots in zip(devices, model.order, strict=True):
         own = stays(slots, last_chunk)
         for slot in slots:
@@ -77,18 +79,22 @@ def _plan(env: simpy.Environment, model: StepModel, devices: list[Device]) -> No
                 work = getattr(slot, side)
                 leaving[side] = events[side, work.chunk, work.microbatch] if work is not None else None
                 sends[side] = work is not None and work.chunk != end and (side, *work) not in own
-            positions = {
-                name: [place for place, operation in enumerate(operations) if operation.stream == name]
-                for name in STREAMS
-            }
+            if id(operations) not in positions:  # slots of the same chunks share their operations
+                positions[id(operations)] = _positions(operations)
+            places = positions[id(operations)]
             done = [env.event() for _ in operations]
-            device.runs.append(SlotRun(slot, operations, positions, done, entry, leaving, hops, sends, slowed))
+            device.runs.append(SlotRun(slot, operations, places, done, entry, leaving, hops, sends, slowed))
+
+
+def _positions(operations: tuple[Operation, ...]) -> dict[str, list[int]]:
+    """Where each stream's operations stand."""
+    return {name: [at for at, operation in enumerate(operations) if operation.stream == name] for name in STREAMS}
 
 
 def _gather_parameters(model: StepModel, device: Device) -> None:
     """A rank's first forward begins when as much of the parameter gathering is over as compute cannot hide."""
     once = model.data_parallel[device.stage]
-    wait = exposed(once.gather, model.compute_seconds[device.stage][0], once.exposed_share)
+    wait = model.gather_wait(device.stage)
     device.recorder.waits(device.stage, "data-parallel", wait)
     device.recorder.once(device.stage, "parameter gathering", device.free["compute"], once.gather)
     for stream in STREAMS:
@@ -112,13 +118,15 @@ def _run(env: simpy.Environment, recorder: Recorder, total: int, report: Report 
     if report is None:
         env.run()
         return
-    stride = max(1, total // 50)
+    stride, step = max(1, total // 50), env.step
     told = 0
-    while env.peek() != float("inf"):
-        env.step()
-        if recorder.rows >= told + stride:
-            told = recorder.rows
-            report(told / total)
+    with suppress(EmptySchedule):
+        while True:
+            for _ in range(stride):  # an operation takes two events or more: looked at often enough
+                step()
+            if recorder.rows >= told + stride:
+                told = recorder.rows
+                report(told / total)
 
 
 def _finish(model: StepModel, devices: list[Device], recorder: Recorder) -> SimulatedStep:
@@ -132,7 +140,7 @@ def _finish(model: StepModel, devices: list[Device], recorder: Recorder) -> Simu
         if device.gradients is not None:
             device.gradients.network.check()
         late = device.gradients.delay if device.gradients else 0.0
-        reduction = exposed(once.reduce + late, model.compute_seconds[device.stage][1], once.exposed_share)
+        reduction = model.reduce_wait(device.stage, late)
         free = device.free["compute"]
         last = float(free.max())
         recorder.waits(device.stage, "data-parallel", reduction + last - float(free.mean()))

@@ -86,6 +86,7 @@ class Device:
         self.runs: list[SlotRun] = []
         self.free = {stream: np.zeros(durations.ranks) for stream in STREAMS}
         self.communicating_since = np.zeros(durations.ranks)
+        self.late: dict[int, Floats] = {}
         self.gradients: SharedPorts | None = None
         self.exchanges = Exchanges()
 
@@ -100,7 +101,7 @@ class Device:
         for run in self.runs:
             if before is not None:
                 yield from self._slot_ends(before, stream)
-            self._shard_wait(run, stream)
+            self._waits(run, stream)
             if stream == "compute" and run is self._last_backward:
                 self._reduce_gradients()
             for position in run.positions[stream]:
@@ -127,13 +128,15 @@ class Device:
         ends = yield ports.exchange(asked)
         return ports.delays(asked, began, ends)
 
-    def _shard_wait(self, run: SlotRun, stream: str) -> None:
-        """Under full sharding a slot begins when its parameters are there."""
-        wait = self.durations.model.shard_wait(self.stage, run.slot)
-        if wait:
-            self.free[stream] = self.free[stream] + wait
-            if stream == "compute":
-                self.recorder.waits(self.stage, "data-parallel", wait)
+    def _waits(self, run: SlotRun, stream: str) -> None:
+        """A slot begins when what sharding repeats for it is done, and its neighbours' messages are taken."""
+        model = self.durations.model
+        waits = {"data-parallel": model.shard_wait(self.stage, run.slot), "bubble": model.message_wait(run.slot)}
+        for reason, wait in waits.items():
+            if wait:
+                self.free[stream] = self.free[stream] + wait
+                if stream == "compute":
+                    self.recorder.waits(self.stage, reason, wait)
 
     def _slot_ends(self, run: SlotRun, stream: str) -> Process:
         """Waits for the other stream's last operation of the slot just left."""
@@ -162,7 +165,10 @@ class Device:
         if arrival is not None:
             if not arrival.processed:
                 yield arrival
-            begin = np.maximum(begin, ended(arrival) + run.hops[operation.side])
+            arrived = ended(arrival) + run.hops[operation.side]
+            if stream == "communication":
+                self.late[position] = np.maximum(arrived - begin, 0.0)
+            begin = np.maximum(begin, arrived)
         begin = self.durations.together(operation, begin)
         if run.slowed is not None and stream == "compute" and run.slowed[position] > 1.0:
             yield from self._slowed(run, position, begin)
@@ -209,7 +215,11 @@ class Device:
         run.done[position].succeed(end)
 
     def _account(self, run: SlotRun, operation: Operation, begin: Floats) -> None:
-        """Splits the compute stream's idle time before an operation into exposed communication and pipeline wait."""
+        """Splits the compute stream's idle time before an operation into exposed communication and pipeline wait.
+
+        An exchange whose input came late from another pipeline rank is waited for that much longer: that is the
+        pipeline's, though without it the exchange would have been over, or hidden.
+        """
         free = self.free[operation.stream]
         if operation.stream == "communication":
             self.communicating_since = np.where(begin > free, begin, self.communicating_since)
@@ -217,7 +227,10 @@ class Device:
         gap = begin - free
         waited = run.operations[operation.after[0]] if operation.after else operation
         if waited.stream == "communication":
-            exposed = np.minimum(np.maximum(begin - np.maximum(free, self.communicating_since), 0.0), gap)
+            if waited.entry:
+                exposed = np.maximum(gap - self.late.pop(operation.after[0], 0.0), 0.0)
+            else:
+                exposed = np.minimum(np.maximum(begin - np.maximum(free, self.communicating_since), 0.0), gap)
             self.recorder.waits(self.stage, waited.kind, mean(exposed))
             gap = gap - exposed
         alone = operation.entry or waited.stream == "communication"

@@ -45,7 +45,7 @@ class Law:
 def law(name: str, measured: str | None = None) -> Law:
     """The calibration `network-NAME`; what the user's own calibration file `measured` says of it goes first."""
     data: dict[str, Any] = catalog.calibration(f"network-{name}", measured)
-    band = float(data["residual"]["p90"])
+    band = float(data["residual"].get("range", data["residual"]["p90"]))
     elsewhere = float(data["residual_elsewhere"]["p90"]) if "residual_elsewhere" in data else band
     basis = cast("Basis", data["source"]["basis"])
     return Law(name, basis, band, elsewhere, data.get("valid", {}), data)

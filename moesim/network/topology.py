@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from math import prod
+from dataclasses import replace
+from math import gcd, inf, prod
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,23 +12,65 @@ from moesim.errors import InfeasibleError, UserError
 from moesim.network.crossing import Neighbours, worst_first
 from moesim.network.groups import GroupNetwork
 from moesim.network.handwritten import router, wires
+from moesim.network.seating import Kind, kind_of, straddling
 from moesim.network.torus import Torus, most_cubic, sub_torus
 from moesim.provenance import Basis, worst
 from moesim.specs.cluster import ClusterSpec
 from moesim.specs.gpu import ScaleUpKind
 from moesim.specs.links import DegradedSpec, nodes
 
-__all__ = ["GroupNetwork", "degraded_note", "group", "torus"]
+__all__ = ["GroupNetwork", "degraded_note", "group", "pair", "torus"]
 
 
-def group(cluster: ClusterSpec, ranks: int, stride: int = 1) -> GroupNetwork:
-    """The network of a group whose members are every `stride`-th GPU of `cluster`, from the first on.
+def group(cluster: ClusterSpec, ranks: int, stride: int = 1, *, mirrored: int = 0) -> GroupNetwork:
+    """The network of the worst-placed group of a kind: every `stride`-th GPU of a block of `ranks * stride`.
 
+    All groups of a kind run at once and a step waits for the slowest. Where none straddles domains, all are as the
+    first. A group that does is priced as if all its domains were as small as its smallest: the busiest NIC is there and
+    has the same load, a ring passes it whole, and kernels that forward inside domains want equal ones. Its scale-up
+    links have less to do so, which the two-level all-to-all shows (a fifth below a plainly placed group at most). On
+    hand-written links domains are cut into the largest equal parts. `mirrored`: see `seating.Kind`. Leaf switches are
+    counted from the first GPU on.
     Raises `UserError` where a link it needs has no bandwidth, `InfeasibleError` where there is no fabric.
     """
+    kind, links = kind_of(cluster, ranks, stride, mirrored), _links(cluster)
+    found, inside = straddling(kind), kind.inside
+    if found and cluster.fabric.kind == "links":
+        inside = gcd(inside, *(count for each in found for count in each.members))
+    elif found:
+        plain = [inside] if sum(each.groups for each in found) < kind.groups else []
+        sizes = sorted({*plain, *(each.members[-1] for each in found)})
+        inside = max(sizes, key=lambda size: _load(_bare(cluster, links, kind, size)))
+    return _placed(cluster, links, kind, inside)
+
+
+def pair(cluster: ClusterSpec, stride: int, crosses: bool) -> GroupNetwork:
+    """The network of two GPUs `stride` apart, in one domain or, where it `crosses`, in two; raises as `group` does."""
+    return _placed(cluster, _links(cluster), kind_of(cluster, 2, stride), 1 if crosses else 2)
+
+
+def _load(network: GroupNetwork) -> tuple[float, int]:
+    """Seconds for each byte of a rank's even all-to-all on its busier tier, and the domains."""
+    ranks, inside, domains = network.ranks, network.ranks_per_domain, network.domains
+    up = (inside - 1) / ranks / network.healthy_scale_up_rate if inside > 1 else 0.0
+    if domains == 1:
+        return up, domains
+    nic = network.nic_bandwidth * network.nics_per_domain / network.gpus_per_domain
+    leaving = (domains - 1) * inside / ranks  # from the last domain, which may be smaller
+    return max(up, leaving / nic if nic else inf), domains
+
+
+class _Links(NamedTuple):
+    """What a cluster's words say of its links: their kind, and bytes/s of scale-up links and of NICs."""
+
+    kind: ScaleUpKind
+    up: float
+    nic: float
+
+
+def _links(cluster: ClusterSpec) -> _Links:
     gpu, fabric = cluster.gpu, cluster.fabric
     one_torus = fabric.kind == "torus"
-    kind: ScaleUpKind = "torus" if one_torus else gpu.scale_up_kind
     nic = cluster.nic_bandwidth or fabric.nic_bandwidth or gpu.nic_bandwidth or 0.0
     if fabric.kind == "links":
         healthy = wires(fabric.links, (), cluster.gpus)
@@ -34,31 +78,44 @@ def group(cluster: ClusterSpec, ranks: int, stride: int = 1) -> GroupNetwork:
     up = cluster.scale_up_bandwidth or (gpu.scale_up_bandwidth if gpu.scale_up_kind != "none" else None) or 0.0
     if one_torus and gpu.scale_up_kind != "torus":
         up = cluster.scale_up_bandwidth or nic
-    size = cluster.gpus if one_torus else cluster.gpus_per_domain
-    inside = min(ranks, max(1, size // stride)) if kind != "none" else 1
-    _require_links(cluster, ranks, inside, up, nic)
-    found = GroupNetwork(
-        ranks=ranks,
+    return _Links("torus" if one_torus else gpu.scale_up_kind, up, nic)
+
+
+def _placed(cluster: ClusterSpec, links: _Links, kind: Kind, inside: int) -> GroupNetwork:
+    """The network of a group that has `inside` members in a domain; refuses one that cannot reach its members."""
+    _require_links(cluster, kind.ranks, inside, links)
+    found = _bare(cluster, links, kind, inside)
+    if links.kind == "torus" and inside > 1:
+        found = replace(found, torus=torus(cluster, inside))
+    if cluster.fabric.kind == "links" and kind.ranks > inside:
+        found = replace(found, first_gpu=_first_gpu(cluster, kind.ranks, kind.stride))
+    _require_ways(found)
+    return found
+
+
+def _bare(cluster: ClusterSpec, links: _Links, kind: Kind, inside: int) -> GroupNetwork:
+    """The same without its place on a torus or on hand-written links."""
+    gpu, fabric = cluster.gpu, cluster.fabric
+    size = cluster.gpus if fabric.kind == "torus" else cluster.gpus_per_domain
+    return GroupNetwork(
+        ranks=kind.ranks,
         ranks_per_domain=inside,
-        kind=kind,
+        kind=links.kind,
         generation=gpu.generation,
-        scale_up_bandwidth=up,
-        nic_bandwidth=nic,
+        scale_up_bandwidth=links.up,
+        nic_bandwidth=links.nic,
         gpus_per_domain=size,
         nics_per_domain=cluster.nics_per_domain or fabric.nics_per_domain or size,
-        stride=stride,
+        stride=kind.stride,
         fabric=fabric,
         oversubscription=cluster.oversubscription or fabric.oversubscription,
-        torus=torus(cluster, inside) if kind == "torus" and inside > 1 else None,
-        basis=_basis(cluster, ranks > inside, inside > 1),
+        torus=None,
+        basis=_basis(cluster, kind.ranks > inside, inside > 1),
         multiprocessors=gpu.multiprocessors,
         calibration=cluster.calibration,
         degraded=_slower(cluster),
         cluster_gpus=cluster.gpus,
-        first_gpu=_first_gpu(cluster, ranks, stride) if fabric.kind == "links" and ranks > inside else 0,
     )
-    _require_ways(found)
-    return found
 
 
 def _first_gpu(cluster: ClusterSpec, ranks: int, stride: int) -> int:
@@ -108,10 +165,10 @@ def degraded_note(network: GroupNetwork) -> str | None:
     return f"degraded: {stated}{more}; the group simulated is taken to be the one that holds them"
 
 
-def _require_links(cluster: ClusterSpec, ranks: int, inside: int, up: float, nic: float) -> None:
+def _require_links(cluster: ClusterSpec, ranks: int, inside: int, links: _Links) -> None:
     """Refuses a group that has no way to reach its members."""
     name = cluster.gpu.name
-    if inside > 1 and not up:
+    if inside > 1 and not links.up:
         raise UserError(f"gpu {name}: {inside} ranks share a domain, but scale_up_bandwidth is not stated")
     if ranks <= inside:
         return
@@ -120,7 +177,7 @@ def _require_links(cluster: ClusterSpec, ranks: int, inside: int, up: float, nic
             f"{ranks} ranks need more than one domain of {cluster.gpus_per_domain} GPUs, but the fabric is 'none';"
             " a fabric, or a smaller group, would relax it"
         )
-    if not nic:
+    if not links.nic:
         raise UserError(
             f"{ranks} ranks span several domains of {cluster.gpus_per_domain} GPUs, but neither the cluster, the fabric"
             f" {cluster.fabric.name} nor the gpu {name} states nic_bandwidth"

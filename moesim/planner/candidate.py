@@ -9,7 +9,6 @@ from moesim.planner.reading import Question
 from moesim.planner.space import COLUMNS, Rows, candidates
 from moesim.scenario.scenario import Scenario
 from moesim.screening import scenario_of
-from moesim.screening.candidates import changed
 
 
 def scenario_at(question: Question, row: Rows) -> Scenario:
@@ -17,7 +16,7 @@ def scenario_at(question: Question, row: Rows) -> Scenario:
     found = scenario_of(question.base, question.choices, candidates(row[None, :]), 0)
     price = question.gpu_hour[int(row[COLUMNS.index("cluster")])]
     prices = found.prices.model_copy(update={"gpu_hour": price})
-    return changed(found, prices=prices, name=name_of(found))
+    return found.model_copy(update={"prices": prices, "name": name_of(found)})
 
 
 def name_of(scenario: Scenario) -> str:

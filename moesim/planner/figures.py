@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.costs.memory import coefficients
+from moesim.costs.money import draw
 from moesim.planner.defaults import DAY
 from moesim.planner.reading import Question
+from moesim.results.reliability import whole_steps
 from moesim.specs.plan import Objective
 
 Floats = NDArray[np.float64]
@@ -49,12 +51,14 @@ def screened_figures(
     clusters = question.choices.clusters
     gpus = np.array([float(spec.gpus) for spec in clusters])[cluster]
     watts = np.array([spec.gpus * (spec.gpu.power or 0.0) for spec in clusters])[cluster]
-    run = steps * (question.tokens / question.base.tokens_per_step)
+    run = steps * whole_steps(question.tokens / question.base.tokens_per_step)
     rent = np.array([1.0 if price is None else price for price in question.gpu_hour])[cluster]
     cost = gpus * run / HOUR * rent
     electricity = question.base.prices.electricity
     if electricity is not None and question.priced:
-        cost = cost + watts * run / (1000.0 * HOUR) * electricity
+        prices = question.base.prices
+        drawn = [spec.gpus * draw(spec.gpu.power or 0.0, prices, stands_still=False).running for spec in clusters]
+        cost = cost + np.array(drawn)[cluster] * run / (1000.0 * HOUR) * electricity
     share = memory / np.array([spec.gpu.memory for spec in clusters])[cluster]
     return Figures(steps, run, cost, share, dropped, gpus, watts)
 

@@ -16,7 +16,6 @@ from moesim.planner.fields import Wanted
 from moesim.scenario.loading import from_document
 from moesim.scenario.scenario import Scenario
 from moesim.screening import Choices
-from moesim.screening.candidates import changed
 from moesim.specs.cluster import ClusterSpec
 from moesim.specs.explain import explain
 from moesim.specs.parallelism import OverlapSpec
@@ -88,7 +87,7 @@ def _question(spec: PlanSpec, document: Document, model: Any, wanted: Wanted, fo
     clusters, base = _clusters(spec, document, wanted, folder, notes)
     base = _with_batch(base, document, tuple(cluster.gpus for cluster in clusters), notes)
     own = OverlapSpec.model_validate(document["overlap"])
-    base = changed(base, overlap=own)
+    base = base.model_copy(update={"overlap": own})
     overlaps = [OverlapSpec.model_validate({**own.model_dump(), **change}) for change in wanted.overlaps or ()]
     named = fields.read({"dispatcher": document["dispatcher"].get("kind", "auto")}, []).dispatchers
     choices = Choices(
@@ -105,7 +104,7 @@ def _question(spec: PlanSpec, document: Document, model: Any, wanted: Wanted, fo
     _check_limits(question)
     if not stated:
         work = base.workload.model_copy(update={"total_tokens": SOME_TOKENS})
-        question = replace(question, base=changed(base, workload=work))
+        question = replace(question, base=base.model_copy(update={"workload": work}))
     return replace(question, notes=tuple(dict.fromkeys([*notes, *_notes(question)])))
 
 
@@ -229,7 +228,7 @@ def _with_batch(base: Scenario, document: Document, counts: tuple[int, ...], not
     except ValidationError as error:
         problems = [Problem(f"scenario.workload.{one.where}", one.what) for one in explain(error, WorkloadSpec)]
         raise ScenarioError(problems, base.name) from error
-    return changed(base, workload=work.model_copy(update={"global_batch": batch}))
+    return base.model_copy(update={"workload": work.model_copy(update={"global_batch": batch})})
 
 
 def _gpu_hours(spec: PlanSpec, base: Scenario, clusters: tuple[ClusterSpec, ...]) -> tuple[float | None, ...]:

@@ -22,7 +22,6 @@ from moesim.planner.reading import Question
 from moesim.planner.sieve import Sieve, sieve
 from moesim.planner.space import COLUMNS, LAYOUT, enumerate_space
 from moesim.scenario.scenario import Scenario
-from moesim.screening.candidates import changed
 
 Progress = Callable[[str, float], None]
 Places = NDArray[np.int64]
@@ -171,7 +170,7 @@ def quick(scenario: Scenario) -> Scenario:
     drawn = max(size for size in range(1, min(tokens, DRAWN_TOKENS) + 1) if tokens % size == 0) if thin else None
     samples = min(SAMPLES, scenario.simulation.microbatch_samples)
     detail = {"microbatch_samples": samples, "sampled_tokens": drawn, "steps": 1}
-    return changed(scenario, simulation=scenario.simulation.model_copy(update=detail))
+    return scenario.model_copy(update={"simulation": scenario.simulation.model_copy(update=detail)})
 
 
 def rows_of(state: Search) -> tuple[Row, ...]:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from moesim.costs.memory import coefficients, verdict
+from moesim.costs.memory import verdict
+from moesim.costs.tensor_split import key_value_copies
 from moesim.errors import InfeasibleError
 from moesim.network.topology import degraded_note
-from moesim.results.relief import Reliefs, reliefs
+from moesim.results.memory_verdict import judge
+from moesim.results.observed import Observed
+from moesim.results.overlap_cost import overlap_note
 from moesim.results.result import Columns, Result, Road
-from moesim.results.summary import Observed, Summary, doubts
+from moesim.results.summary import Summary, doubts
+from moesim.scenario.overlap_checks import idle_switches
 from moesim.scenario.scenario import Scenario
 from moesim.step.draws import load_notes
+from moesim.step.groups import straddling_note
+from moesim.step.layout import layout_note
 from moesim.step.memory import fullest, memory_by_rank
 from moesim.step.model import StepModel
 from moesim.step.routed import RoutedWork
@@ -36,46 +42,37 @@ def assemble(
         summary=summary.metrics(),
         breakdown=summary.breakdown(),
         memory=memory,
-        notes=(*_notes(model, road), *_fullest_note(ranks, fullest_rank)),
+        notes=(
+            *_notes(model, road),
+            *overlap_note(model, routed, observed, road),
+            *_memory_notes(scenario, ranks, fullest_rank),
+            *summary.notes(),
+        ),
         operation_columns=columns,
         routing_columns=routing_columns(model, routed) if routed is not None else None,
         traffic=routed.traffic if routed is not None else None,
     )
 
 
-def _fullest_note(ranks: tuple[dict[str, float], ...], rank: int) -> tuple[str, ...]:
-    """Which pipeline rank's memory is told, and how the others compare."""
-    if len(ranks) == 1:
-        return ()
-    least = min(sum(parts.values()) for parts in ranks)
-    return (f"memory: pipeline rank {rank} of {len(ranks)} is the fullest; the emptiest needs {show(least, 'B')}",)
+def _memory_notes(scenario: Scenario, ranks: tuple[dict[str, float], ...], rank: int) -> tuple[str, ...]:
+    """Which pipeline rank's memory is told, how the others compare, and whether it is tight."""
+    notes = []
+    if len(ranks) > 1:
+        least = min(sum(parts.values()) for parts in ranks)
+        notes.append(
+            f"memory: pipeline rank {rank} of {len(ranks)} is the fullest; the emptiest needs {show(least, 'B')}"
+        )
+    judged = judge(scenario, ranks[rank], rank)
+    if judged.verdict == "tight":
+        notes.append(f"{judged.sentence()}; `moesim check` says what would relax it")
+    return tuple(notes)
 
 
 def require_memory(scenario: Scenario, parts: dict[str, float]) -> None:
     """Raises `InfeasibleError` where the fullest GPU needs far more than it has, naming the largest part and single
     changes each of which would make it fit."""
-    need, have = sum(parts.values()), scenario.cluster.gpu.memory
-    if verdict(need, have) != "infeasible":
-        return
-    name = max(parts, key=lambda part: parts[part])
-    found = reliefs(scenario, parts)
-    stages = scenario.parallelism.pipeline
-    where = f" (pipeline rank {found.rank} of {stages})" if stages > 1 else ""
-    raise InfeasibleError(
-        f"{scenario.name}: does not fit in memory: the fullest GPU{where} needs {show(need, 'B')} of {show(have, 'B')}"
-        f" (limit {coefficients()['infeasible']:.2f} x); binding: {name}, {show(parts[name], 'B')}; {_relaxed(found)}"
-    )
-
-
-def _relaxed(found: Reliefs) -> str:
-    """What would make it fit, in words."""
-    if found.fits:
-        changes = " or ".join(f"{relief.change} (then {show(relief.need, 'B')})" for relief in found.fits)
-        return f"it would relax with {changes}"
-    if found.best is None:
-        return "it would relax with GPUs of more memory; no other setting of this layout can change"
-    best = f"{found.best.change} leaves {show(found.best.need, 'B')}"
-    return f"no single change makes it fit: of those tried, {best}; it would relax with several at once, or more GPUs"
+    if verdict(sum(parts.values()), scenario.cluster.gpu.memory) == "infeasible":
+        raise InfeasibleError(f"{scenario.name}: {judge(scenario, parts).sentence()}")
 
 
 def _notes(model: StepModel, road: Road) -> tuple[str, ...]:
@@ -91,11 +88,17 @@ def _notes(model: StepModel, road: Road) -> tuple[str, ...]:
             groups = scenario.cluster.gpus // (scenario.parallelism.pipeline * scenario.parallelism.expert)
             groups //= scenario.parallelism.expert_tensor
             if groups > 1:
-                notes.append(f"one of {groups} expert-parallel groups is simulated through all pipeline ranks")
+                slow = [one.gpu for one in scenario.simulation.stragglers or () if one.gpu is not None]
+                whose = f", that of GPU {slow[0]}" if slow else ""
+                notes.append(f"one of {groups} expert-parallel groups is simulated through all pipeline ranks{whose}")
+    straddling = straddling_note(scenario)
+    notes += [straddling] if straddling else []
     if scenario.cluster.calibration is not None:
         notes.append(f"coefficients of {scenario.cluster.calibration} go before the catalog's")
     notes.append(stack_note(scenario.stack, scenario.cluster.calibration))
+    notes += filter(None, [layout_note(scenario, model.chunks)])
     notes += doubts(model)
+    notes += [*idle_switches(scenario), *_copies_note(scenario)]
     disturbed = scenario.simulation.jitter or scenario.simulation.stragglers
     if road == "estimate" and disturbed:
         notes.append("jitter and stragglers are not in the closed form: simulate")
@@ -105,6 +108,15 @@ def _notes(model: StepModel, road: Road) -> tuple[str, ...]:
     if scenario.routing.load.note and scenario.model.is_moe:
         notes.append(f"load {scenario.routing.load.name}: {scenario.routing.load.note}")
     return tuple(dict.fromkeys(notes))
+
+
+def _copies_note(scenario: Scenario) -> tuple[str, ...]:
+    """Key-value heads that several tensor-parallel ranks hold."""
+    tensor, heads = scenario.parallelism.tensor, scenario.model.kv_heads
+    copies = int(key_value_copies(scenario.model, tensor))
+    if copies == 1:
+        return ()
+    return (f"tensor {tensor} is above the {heads} key-value heads: {copies} ranks hold and compute the same one",)
 
 
 def routing_columns(model: StepModel, routed: RoutedWork) -> Columns:

@@ -121,9 +121,9 @@ class Charts:
         data = style.rows(4, source=source, destination=destination, bytes=mean.ravel() / factor)
         pixels = max(2, round(440 / len(mean))) * len(mean)
         cell = f"a cell is the mean pair of {width} x {width} ranks" if width > 1 else "a cell is a pair of ranks"
-        below = style.span(0, ranks, reverse=True)
+        below = _whole(ranks, reverse=True)
         chart: alt.Chart = _cells(alt.Chart(data), {"x": ("destination", ranks), "y": ("source", ranks)}, width).encode(
-            x=alt.X("destination:Q", axis=style.axis("destination rank", grid=False), scale=style.span(0, ranks)),
+            x=alt.X("destination:Q", axis=style.axis("destination rank", grid=False), scale=_whole(ranks)),
             y=alt.Y("source:Q", axis=style.axis("source rank", grid=False), scale=below),
             color=alt.Color("bytes:Q", scale=alt.Scale(scheme="blues", zero=True), legend=style.legend(symbol)),
             tooltip=["source:Q", "destination:Q", alt.Tooltip("bytes:Q", title=symbol, format=".4g")],
@@ -159,7 +159,7 @@ def _load_cells(load: views.ExpertLoad) -> tuple[alt.Chart, str, dict[str, Any]]
     scale = alt.Scale(scheme="blueorange", domain=[0, 1, max(float(busiest.max()), 2.0)])
     legend = style.legend("tokens / mean", orient="bottom", gradientLength=200)
     cells = _cells(alt.Chart(), {"x": ("expert", experts)}, width).encode(
-        x=alt.X("expert:Q", axis=style.axis("expert", grid=False), scale=style.span(0, experts)),
+        x=alt.X("expert:Q", axis=style.axis("expert", grid=False), scale=_whole(experts)),
         y=alt.Y("layer:O", axis=style.axis("model layer")),
         color=alt.Color("load:Q", scale=scale, legend=legend),
         tooltip=["layer:O", "expert:Q", alt.Tooltip("load:Q", title="tokens / mean", format=".3g")],
@@ -273,6 +273,11 @@ def _cells(chart: alt.Chart, sides: dict[str, tuple[str, int]], width: int) -> a
         chart = chart.transform_calculate(**{f"{side}_end": f"min(datum.{field} + {width}, {size})"})
         chart = chart.encode(**{f"{side}2": f"{side}_end:Q"})
     return chart
+
+
+def _whole(size: int, **options: Any) -> dict[str, Any]:
+    """A position scale of cells that ends on whole pixels: between them no background shines through."""
+    return style.span(0, size, round=True, **options)
 
 
 def _absent(title: str, why: str) -> alt.Chart:

@@ -11,6 +11,9 @@ from moesim.provenance import Quantity
 from moesim.scenario.scenario import Scenario
 from moesim.units import show
 
+HARDLY = 0.1
+"""Goodput below which the answer says what is in the way."""
+
 
 @dataclass(frozen=True)
 class RunTime:
@@ -46,7 +49,12 @@ def run_plan(scenario: Scenario, step_seconds: float) -> RunPlan | None:
     if failures is None:
         return None
     steps = failures.horizon / step_seconds if tokens is None else tokens / scenario.tokens_per_step
-    return plan_run(failures, scenario.cluster.gpus, max(1, ceil(steps)), step_seconds)
+    return plan_run(failures, scenario.cluster.gpus, whole_steps(steps), step_seconds)
+
+
+def whole_steps(steps: float) -> int:
+    """Steps that a run takes: the last one is whole."""
+    return max(1, ceil(steps))
 
 
 def check_parts(seconds: float, run: RunTime) -> None:
@@ -102,6 +110,25 @@ def metrics(run: RunTime, scenario: Scenario) -> dict[str, Quantity]:
     if plan.spares is not None:
         found["spare_wait_time"] = part(run.waiting, f"spare hosts: {plan.spares:,}")
     return found
+
+
+def notes(run: RunTime | None) -> list[str]:
+    """What keeps a run from its steps, where it hardly comes to any."""
+    if run is None or run.goodput >= HARDLY:
+        return []
+    parts = {
+        "steps undone by failures": (run.lost, "fewer failures, or a shorter checkpoint.interval"),
+        "restarting": (run.restart, "fewer failures, or a shorter restart and checkpoint.load"),
+        "waiting for spare hosts": (run.waiting, "more spares.hosts, or a shorter spares.repair"),
+        "writing checkpoints": (run.checkpoint, "a longer checkpoint.interval, or a shorter checkpoint.write"),
+    }
+    limiter = max(parts, key=lambda name: parts[name][0])
+    seconds, relief = parts[limiter]
+    return [
+        f"failures: only {show(run.goodput, 'fraction')} of the run is spent on steps that count;"
+        f" {show(seconds / run.seconds, 'fraction')} goes to {limiter} (a failure every {show(1 / run.plan.rate, 's')}"
+        f" of work); {relief} would relax it"
+    ]
 
 
 def _of_runs(run: RunTime) -> str:

@@ -26,6 +26,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "optimizer_time",
         "pipeline_bubble_time",
         "skew_time",
+        "skew_fraction",
+        "bubble_amplification",
     ),
     "throughput": (
         "tokens_per_second",

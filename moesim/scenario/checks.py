@@ -8,8 +8,10 @@ from math import prod
 from moesim.errors import Problem, nearest_hint
 from moesim.network.dispatchers import DISPATCHERS
 from moesim.network.links import problems as link_problems
+from moesim.network.seating import kind_of, told
 from moesim.network.topology import group
-from moesim.scenario import routing_checks
+from moesim.scenario import overlap_checks, routing_checks, straggler_checks
+from moesim.scenario.degrees import choices, divisors, nearest_multiple, undivided
 from moesim.scenario.scenario import Scenario
 
 Check = Callable[[Scenario], Iterator[Problem]]
@@ -45,7 +47,7 @@ def batch_fills_the_replicas(scenario: Scenario) -> Iterator[Problem]:
 def schedule_runs(scenario: Scenario) -> Iterator[Problem]:
     """Each schedule's own conditions."""
     layout, kind = scenario.parallelism, scenario.schedule_kind
-    stages, chunks, batches = layout.pipeline, layout.virtual_pipeline, scenario.microbatches
+    stages, chunks = layout.pipeline, layout.virtual_pipeline
     if kind == "zero-bubble-v":
         if chunks > 2:
             yield Problem("parallelism.virtual_pipeline", f"{chunks}, but zero-bubble-v has 2 chunks a rank")
@@ -53,70 +55,59 @@ def schedule_runs(scenario: Scenario) -> Iterator[Problem]:
         yield Problem("parallelism.virtual_pipeline", f"{chunks} needs schedule interleaved-1f1b, not {kind}")
     elif chunks > 1 and stages == 1:
         yield Problem("parallelism.virtual_pipeline", f"{chunks} needs pipeline > 1")
+
+
+def microbatches_suit_the_schedule(scenario: Scenario) -> Iterator[Problem]:
+    """How many microbatches, and for DualPipe how many stages, a schedule works through."""
     if any(gpus_fill_the_layout(scenario)) or any(batch_fills_the_replicas(scenario)):
         return  # the number of microbatches is not known yet
+    kind, stages, batches = scenario.schedule_kind, scenario.parallelism.pipeline, scenario.microbatches
     if kind == "interleaved-1f1b" and batches % stages:
-        yield Problem(
-            "schedule.kind", f"interleaved-1f1b needs microbatches ({batches}) to divide by pipeline ({stages})"
-        )
-    if kind == "dualpipe" and (stages % 2 or batches % 2 or batches < 2 * stages):
-        yield Problem(
-            "schedule.kind",
-            f"dualpipe needs an even pipeline ({stages}) and an even number of microbatches ({batches}), at least"
-            f" {2 * stages}",
-        )
+        what = f"to divide by pipeline ({stages})"
+        yield _microbatch_problem(scenario, what, nearest_multiple(batches, stages))
+    if kind != "dualpipe":
+        return
+    if stages % 2:
+        able = [one for one in _stages(scenario) if one % 2 == 0 and one <= scenario.model.layers + 2]
+        what = f"dualpipe needs an even number of stages, got {stages}{choices(able, stages)}"
+        yield Problem("parallelism.pipeline", what)
+    elif batches % 2 or batches < 2 * stages:
+        least = 2 * stages
+        failed = [word for word, broken in ((f"at least 2 x pipeline = {least}", batches < least),
+                                            ("even", batches % 2)) if broken]  # fmt: skip
+        what = f"to be {' and '.join(failed)}"
+        yield _microbatch_problem(scenario, what, max(least, nearest_multiple(batches, 2)))
 
 
-def schedule_has_pairs(scenario: Scenario) -> Iterator[Problem]:
-    """Expert communication hides behind compute where a forward runs beside a backward."""
-    kind, stages = scenario.schedule_kind, scenario.parallelism.pipeline
-    if kind == "gpipe" and scenario.overlap.expert_communication:
-        yield Problem(
-            "overlap.expert_communication",
-            "gpipe runs no forward beside a backward; use 1f1b or dualpipe, or overlap.two_batch, or false",
-        )
-    if kind == "zero-bubble-h1" and scenario.overlap.expert_communication and stages > 1:
-        yield Problem(
-            "overlap.expert_communication",
-            "zero-bubble-h1 warms up too few microbatches to run a forward beside a backward: neighbouring ranks would"
-            " wait for each other; use zero-bubble-v or dualpipe, or false",
-        )
-
-
-def overlap_is_possible(scenario: Scenario) -> Iterator[Problem]:
-    """What runs beside exchanges is there, and is told once."""
-    overlap, model, kind = scenario.overlap, scenario.model, scenario.schedule_kind
-    tokens = scenario.tokens_per_rank
-    if overlap.two_batch and overlap.expert_communication:
-        yield Problem(
-            "overlap.two_batch",
-            "overlap.expert_communication already hides exchanges behind the other microbatch of a pair; choose one",
-        )
-    if overlap.two_batch and tokens % 2:
-        yield Problem("overlap.two_batch", f"{tokens} tokens of a GPU's microbatch do not divide into two halves")
-    if overlap.shared_experts and not (model.shared_expert_width or model.dense_beside_experts):
-        yield Problem("overlap.shared_experts", "the model has no shared experts and no dense layer beside its experts")
-    if overlap.weight_gradients == "delayed" and kind.startswith("zero-bubble"):
-        yield Problem(
-            "overlap.weight_gradients", f"{kind} puts weight gradients off by itself; use with-backward, or 1f1b"
-        )
-    stated, buffers = overlap.tensor_parallel, scenario.stack_options.user_buffers
-    if stated is not None and buffers is not None and stated != buffers:
-        yield Problem(
-            "overlap.tensor_parallel",
-            f"{stated}, but stack_options.user_buffers, which says the same, is {buffers}; state one, or both alike",
-        )
+def _microbatch_problem(scenario: Scenario, what: str, nearest: int) -> Problem:
+    unit = scenario.data_parallel * scenario.workload.micro_batch
+    return Problem(
+        "workload.global_batch",
+        f"{scenario.schedule_kind} needs the microbatches, {scenario.workload.global_batch} / (data"
+        f" {scenario.data_parallel} x micro_batch {scenario.workload.micro_batch}) = {scenario.microbatches}, {what};"
+        f" nearest: {nearest * unit} ({nearest} microbatches)",
+    )
 
 
 def layers_fill_the_stages(scenario: Scenario) -> Iterator[Problem]:
     """Every virtual stage has a layer; the first and the last may hold the embedding or the head alone."""
-    layers, stages, each = scenario.model.layers, scenario.virtual_stages, scenario.chunks_per_rank
-    if layers + 2 * (stages > 1) < stages:
-        parts = f"{each} chunks a rank" if scenario.schedule_kind == "zero-bubble-v" else f"virtual_pipeline {each}"
-        yield Problem(
-            "parallelism.pipeline",
-            f"pipeline {scenario.parallelism.pipeline} x {parts} cut {layers} layers too thin",
-        )
+    layout, layers, each = scenario.parallelism, scenario.model.layers, scenario.chunks_per_rank
+    most = layers + 2 * (scenario.virtual_stages > 1)
+    if scenario.virtual_stages <= most:
+        return
+    thin = f"pipeline {layout.pipeline} x {each} chunks a rank cut {layers} layers too thin"
+    if scenario.schedule_kind != "zero-bubble-v" and each > 1 and layout.pipeline <= most:
+        yield Problem("parallelism.virtual_pipeline", f"{thin}; allowed: at most {most // layout.pipeline}")
+        return
+    able = [stages for stages in _stages(scenario) if stages * each <= most]
+    nearest = f"; nearest: {able[-1]}" if able else ""
+    yield Problem("parallelism.pipeline", f"{thin}; allowed: at most {max(1, most // each)}{nearest}")
+
+
+def _stages(scenario: Scenario) -> list[int]:
+    """Pipeline degrees that divide the GPUs, ascending."""
+    layout = scenario.parallelism
+    return divisors(scenario.cluster.gpus // (layout.tensor * layout.context))
 
 
 def pipeline_layout_is_whole(scenario: Scenario) -> Iterator[Problem]:
@@ -134,18 +125,32 @@ def pipeline_layout_is_whole(scenario: Scenario) -> Iterator[Problem]:
 
 
 def tensors_split(scenario: Scenario) -> Iterator[Problem]:
-    """Heads, sequence and expert width divide by the degrees that split them."""
+    """Heads, widths and sequence divide by the degrees that split them.
+
+    A vocabulary need not: stacks fill it up. Key-value heads divide, or each is held by equally many ranks.
+    """
     layout, model, work = scenario.parallelism, scenario.model, scenario.workload
-    if model.n_heads % layout.tensor:
-        yield Problem("parallelism.tensor", f"{model.n_heads} attention heads do not divide by {layout.tensor}")
-    if work.sequence_length % (layout.context * layout.tensor):
+    uneven = undivided(model, layout.tensor)
+    if uneven:
+        allowed = [degree for degree in divisors(model.n_heads) if not undivided(model, degree)]
+        what = " and ".join(uneven)
+        yield Problem("parallelism.tensor", f"{what} do not divide by {layout.tensor}{choices(allowed, layout.tensor)}")
+    unit = layout.context * layout.tensor
+    if work.sequence_length % unit:
+        below = work.sequence_length // unit * unit
         yield Problem(
             "workload.sequence_length",
-            f"{work.sequence_length} does not divide by context {layout.context} x tensor {layout.tensor}",
+            f"{work.sequence_length} does not divide by context {layout.context} x tensor {layout.tensor} = {unit};"
+            f" nearest: {', '.join(str(size) for size in (below, below + unit) if size)}",
         )
-    if model.is_moe and (model.d_ff_expert or 0) % layout.expert_tensor:
+    width = model.d_ff_expert or 0
+    if model.is_moe and width % layout.expert_tensor:
+        ranks = max(1, scenario.cluster.gpus // layout.pipeline // layout.expert)
+        allowed = [degree for degree in divisors(ranks) if width % degree == 0]
         yield Problem(
-            "parallelism.expert_tensor", f"width {model.d_ff_expert} does not divide by {layout.expert_tensor}"
+            "parallelism.expert_tensor",
+            f"{model.name}'s expert width {width} does not divide by {layout.expert_tensor}"
+            f"{choices(allowed, layout.expert_tensor)}",
         )
     if model.is_moe and layout.tensor > 1 and not layout.sequence_parallel:
         yield Problem("parallelism.sequence_parallel", "must be true where tensor > 1 and the model has experts")
@@ -196,16 +201,6 @@ def dispatcher_is_known(scenario: Scenario) -> Iterator[Problem]:
         yield Problem("dispatcher.kind", f"unknown dispatcher {kind!r}{nearest_hint(kind, ['auto', *DISPATCHERS])}")
 
 
-def stragglers_exist(scenario: Scenario) -> Iterator[Problem]:
-    """A straggler is a rank of the simulated group."""
-    ranks = scenario.parallelism.expert
-    for index, straggler in enumerate(scenario.simulation.stragglers or ()):
-        if straggler.rank >= ranks:
-            yield Problem(
-                f"simulation.stragglers.{index}.rank", f"{straggler.rank} is not below expert parallel {ranks}"
-            )
-
-
 def model_adds_up(scenario: Scenario) -> Iterator[Problem]:
     """Layers, heads and widths of a model agree with each other."""
     model = scenario.model
@@ -232,7 +227,7 @@ def model_adds_up(scenario: Scenario) -> Iterator[Problem]:
 
 
 def dispatcher_runs_here(scenario: Scenario) -> Iterator[Problem]:
-    """A named dispatcher runs on the links of an expert-parallel group, with SMs that the GPU has."""
+    """A named dispatcher runs on the links of the worst-placed expert-parallel group, with SMs that the GPU has."""
     kind, wanted = scenario.dispatcher.kind, scenario.dispatcher.multiprocessors
     available = scenario.cluster.gpu.multiprocessors
     if wanted and available and wanted >= available:
@@ -242,7 +237,8 @@ def dispatcher_runs_here(scenario: Scenario) -> Iterator[Problem]:
     layout = scenario.parallelism
     refusal = DISPATCHERS[kind].runs_on(group(scenario.cluster, layout.expert, stride=layout.expert_tensor))
     if refusal is not None:
-        yield Problem("dispatcher.kind", refusal)
+        why = told({"expert": kind_of(scenario.cluster, layout.expert, layout.expert_tensor)})
+        yield Problem("dispatcher.kind", f"{refusal}; {why}" if why else refusal)
 
 
 def size_is_computable(scenario: Scenario) -> Iterator[Problem]:
@@ -267,8 +263,8 @@ CHECKS: tuple[Check, ...] = (
     *routing_checks.CHECKS,
     batch_fills_the_replicas,
     schedule_runs,
-    schedule_has_pairs,
-    overlap_is_possible,
+    microbatches_suit_the_schedule,
+    *overlap_checks.CHECKS,
     layers_fill_the_stages,
     pipeline_layout_is_whole,
     tensors_split,
@@ -276,7 +272,7 @@ CHECKS: tuple[Check, ...] = (
     cluster_is_connected,
     links_are_sound,
     dispatcher_is_known,
-    stragglers_exist,
+    *straggler_checks.CHECKS,
     dispatcher_runs_here,
     size_is_computable,
 )

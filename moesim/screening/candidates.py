@@ -99,14 +99,9 @@ def scenario_of(scenario: Scenario, choices: Choices, candidates: Candidates, ro
         "overlap": choices.overlaps[at("overlap")],
         "recompute": choices.recomputes[at("recompute")],
     }
-    found = changed(scenario, **update)
+    found = scenario.model_copy(update=update)
     stated = scenario.stack_options.pipeline_layout
     if stated is not None and len(stated) != found.virtual_stages:
-        found = changed(found, stack_options=scenario.stack_options.model_copy(update={"pipeline_layout": None}))
+        options = scenario.stack_options.model_copy(update={"pipeline_layout": None})
+        found = found.model_copy(update={"stack_options": options})
     return found
-
-
-def changed(scenario: Scenario, **update: object) -> Scenario:
-    """The scenario with other values of some fields; unlike `model_copy` it forgets what was worked out of the old."""
-    values = {name: getattr(scenario, name) for name in Scenario.model_fields}
-    return Scenario.model_construct(**(values | update))

@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.screening._cut_kernels import search
-from moesim.screening.candidates import changed
 from moesim.screening.columns import MIRRORED, Columns, distinct
 from moesim.screening.layouts import Layout
 from moesim.screening.prices import Prices, repeats_experts
-from moesim.step.balance import _MOVES, _STEPS_A_LAYER
+from moesim.step.balance import MOVES, STEPS_A_LAYER
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -36,7 +35,7 @@ def layouts(cols: Columns, found: Prices, known: dict[Name, Layout]) -> tuple[li
         if name not in known:
             scenario = cols.scenario_at(int(row))
             stated = scenario.stack_options.model_copy(update={"pipeline_layout": sizes})
-            known[name] = Layout(changed(scenario, stack_options=stated))
+            known[name] = Layout(scenario.model_copy(update={"stack_options": stated}))
         of_key.append(numbers.setdefault(name, len(numbers)))
     return [known[name] for name in numbers], np.array(of_key)[key]
 
@@ -57,13 +56,13 @@ def cut_layers(
 ) -> tuple[int, ...]:
     """The cut of `step.balance` for work in parts of a layer: of a dense and an MoE layer, before the first and behind
     the last."""
-    dense, moe, before, behind = (step / _STEPS_A_LAYER for step in steps)
+    dense, moe, before, behind = (step / STEPS_A_LAYER for step in steps)
     layers = np.array([moe if kind == "moe" else dense for kind in kinds])
     rank_of = np.arange(count) % stages
     if mirrored:
         rank_of = np.minimum(np.arange(count), count - 1 - np.arange(count))
     sizes = np.zeros(count, dtype=np.int64)
-    search(layers, np.array([before, behind, np.mean(layers)]), rank_of, _MOVES, sizes)
+    search(layers, np.array([before, behind, np.mean(layers)]), rank_of, MOVES, sizes)
     return tuple(sizes.tolist())
 
 
@@ -76,6 +75,6 @@ def _steps(cols: Columns, found: Prices) -> tuple[Ints, ...]:
     moe = np.where(cols.paired, np.maximum(moe, exchanges), moe + exchanges)
     seconds = {"dense": dense, "moe": moe}
     behind = model.mtp_layers * seconds[model.layer_kinds[-1]] + (1 + model.mtp_layers) * head
-    unit = np.max([seconds[kind] for kind in set(model.layer_kinds)], axis=0) / _STEPS_A_LAYER
+    unit = np.max([seconds[kind] for kind in set(model.layer_kinds)], axis=0) / STEPS_A_LAYER
     parts = (np.round(each / unit).astype(np.int64) for each in (dense, moe, embedding, behind))
     return tuple(np.where(cols.cut_evenly, 0, each) for each in parts)

@@ -24,7 +24,6 @@ from moesim.network.dispatchers.base import DIRECTIONS
 from moesim.network.dispatchers.choice import Compared, compare, selected
 from moesim.network.topology import group
 from moesim.routing.moments import Moments
-from moesim.screening.candidates import changed
 from moesim.screening.columns import Columns, Keyed, distinct, keyed
 from moesim.screening.loads import GroupLoad, Routed, group_keys, group_load
 from moesim.step.interference import exchange_traffic
@@ -121,12 +120,11 @@ def families(cols: Columns, moments: dict[int, Moments], network: str) -> Famili
 def _alone(cols: Columns, row: int, load: GroupLoad, network: str, name: str) -> GroupLoad:
     """A candidate's load with its exchanges in one part, moved by the named dispatcher."""
     scenario = cols.scenario_at(row)
-    asked = changed(
-        scenario,
-        dispatcher=scenario.dispatcher.model_copy(update={"kind": name}),
-        overlap=scenario.overlap.model_copy(update={"two_batch": False}),
-    )
-    return replace(load, model=StepModel(asked, network))
+    alone = {
+        "dispatcher": scenario.dispatcher.model_copy(update={"kind": name}),
+        "overlap": scenario.overlap.model_copy(update={"two_batch": False}),
+    }
+    return replace(load, model=StepModel(scenario.model_copy(update=alone), network))
 
 
 def _family(ends: list[GroupLoad]) -> Family:

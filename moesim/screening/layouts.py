@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from moesim.errors import InternalError
 from moesim.scenario.scenario import Scenario
 from moesim.screening._walk_kernels import topological_order, undominated
-from moesim.screening.candidates import changed
 from moesim.step.data_parallel import held_parameters
 from moesim.step.layout import Chunk, chunks, chunks_on
 from moesim.step.schedules import rows
@@ -58,9 +57,8 @@ class Layout:
         stages = scenario.parallelism.pipeline
         self.stages = stages
         self.on = np.array([sorted(chunks_on(scenario, device)) for device in range(stages)])
-        self.scenario = changed(
-            scenario, parallelism=scenario.parallelism.model_copy(update={"expert": 1, "expert_tensor": 1})
-        )
+        whole = scenario.parallelism.model_copy(update={"expert": 1, "expert_tensor": 1})
+        self.scenario = scenario.model_copy(update={"parallelism": whole})
         self.memo: dict[object, Any] = {}
 
     def held(self, tensor: int) -> Floats:
@@ -68,7 +66,7 @@ class Layout:
         name = ("held", tensor)
         if name not in self.memo:
             layout = self.scenario.parallelism.model_copy(update={"tensor": tensor})
-            scenario = changed(self.scenario, parallelism=layout)
+            scenario = self.scenario.model_copy(update={"parallelism": layout})
             found = [held_parameters(scenario, self.chunks, device) for device in range(self.stages)]
             self.memo[name] = np.array([(one.dense, one.expert) for one in found])
         kept: Floats = self.memo[name]

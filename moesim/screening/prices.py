@@ -163,17 +163,7 @@ def _table(cols: Columns, units: Units, collectives: Collectives, known: Asked) 
     alone = apart(cols)
     beside = np.where(alone[:, None], 0.0, shared)
     law = _experts(cols, units, collectives, beside)
-    rows, stack = known.even, known.stack
-    local = cols.scenario.model.n_experts / cols.rows.expert
-    cost = units.rows
-    products = (
-        cols.parts
-        * cost.stretch
-        * local
-        * grouped_seconds((rows / cols.parts)[:, None], cost.arithmetic[:, None], cost.weights[:, None])
-    )
-    even = law @ np.stack([products, rows * local, np.ones(len(cols))], axis=-1)[:, :, None]
-    even = even[:, :, 0]
+    even, stack = _even_experts(cols, units, law, known.even), known.stack
     around = attention.sum(axis=-1) + router.sum(axis=-1) + np.where(alone, shared.sum(axis=-1), 0.0)
     *issues, exponent = known.issue.each.T
     gpu = (attention.sum(axis=-1) + dense.sum(axis=-1), around + even.sum(axis=-1))
@@ -197,6 +187,16 @@ def _table(cols: Columns, units: Units, collectives: Collectives, known: Asked) 
         axis=1,
     )
     return Table(_phased(listed), _phased_law(law) * wide[:, :, None], _phased(even) * wide, host, collectives)
+
+
+def _even_experts(cols: Columns, units: Units, law: Floats, rows: Floats) -> Floats:
+    """Seconds of experts at even load by phase [C, 3], from `rows` of each local expert [C]."""
+    cost, local = units.rows, cols.scenario.model.n_experts / cols.rows.expert
+    part = (rows / cols.parts)[:, None]
+    one = grouped_seconds(part, cost.arithmetic[:, None], cost.weights[:, None])
+    products = cols.parts * cost.stretch * local * one
+    even = law @ np.stack([products, rows * local, np.ones(len(cols))], axis=-1)[:, :, None]
+    return np.asarray(even[:, :, 0])
 
 
 def apart(cols: Columns) -> Booleans:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache, cached_property
+from typing import Any, Self
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from moesim.provenance import Basis, Source, worst
@@ -11,6 +15,21 @@ class Spec(BaseModel):
     """A frozen noun; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with other values of some fields, not validated; what was worked out of the old ones is forgotten."""
+        found = super().model_copy(update=update, deep=deep)
+        for name in _worked_out(type(self)):
+            found.__dict__.pop(name, None)
+        return found
+
+
+@cache
+def _worked_out(kind: type[Spec]) -> tuple[str, ...]:
+    """Names of the properties that keep their value."""
+    return tuple(
+        name for base in kind.__mro__ for name, held in vars(base).items() if isinstance(held, cached_property)
+    )
 
 
 class SourcedSpec(Spec):

@@ -38,6 +38,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> Iterator[Problem]
         where, owner = _place(item["loc"], model)
         seen.setdefault(where, [])
         text = _what(item, owner)
+        if item["type"] == "literal_error" and seen[where] and not isinstance(item["input"], str):
+            text = f"say {', '.join(_allowed(item))}"  # a number that another alternative has refused already
         if text not in seen[where]:
             seen[where].append(text)
     for where, texts in seen.items():
@@ -52,12 +54,16 @@ def _what(item: Any, owner: type[BaseModel] | None) -> str:
         known = set(owner.model_fields) if owner else set()
         return f"unknown key{nearest_hint(str(item['loc'][-1]), known)}"
     if kind == "literal_error":
-        allowed = [word.strip(" '") for word in item["ctx"]["expected"].replace(" or ", ",").split(",")]
-        return f"{got!r} is not known{nearest_hint(got, allowed)}"
+        return f"{got!r} is not known{nearest_hint(got, _allowed(item))}"
     if kind == "value_error":
         return str(item["ctx"]["error"])
     text = _SAY.get(kind)
     return text.format(got=got, **item.get("ctx", {})) if text else f"{item['msg']}, got {got}"
+
+
+def _allowed(item: Any) -> list[str]:
+    """The words that a literal may be."""
+    return [word.strip(" '") for word in item["ctx"]["expected"].replace(" or ", ",").split(",")]
 
 
 def _place(location: tuple[int | str, ...], model: type[BaseModel]) -> tuple[str, type[BaseModel] | None]:

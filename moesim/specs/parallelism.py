@@ -46,7 +46,8 @@ class OverlapSpec(Spec):
     `shared_experts`: shared experts (or the dense layer beside experts) beside dispatch and combine.
     `weight_gradients`: within the backward operations, or delayed until an exchange runs beside them.
     `data_parallel`: gradient reduction beside the last backward, parameter gathering beside the first forward (under
-    full sharding: both beside every slot). `tensor_parallel`: tensor-parallel collectives beside the products they
+    full sharding: both beside every slot; sharded gradients: reduction beside every backward). `pipeline`: messages
+    between pipeline ranks beside compute. `tensor_parallel`: tensor-parallel collectives beside the products they
     belong to; `stack_options.user_buffers` says the same, and unless either is stated it is so.
     `interference`: exchanges take SMs and memory bandwidth from compute `beside` them; their SMs are `reserved`, which
     keeps them from compute throughout the step (kernels of a fixed size, as DeepSeek-V3's); or `none`, a free lunch.
@@ -57,5 +58,6 @@ class OverlapSpec(Spec):
     shared_experts: bool = False
     weight_gradients: Literal["with-backward", "delayed"] = "with-backward"
     data_parallel: bool = True
+    pipeline: bool = True
     tensor_parallel: bool | None = None
     interference: Literal["beside", "reserved", "none"] = "reserved"

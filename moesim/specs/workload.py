@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from moesim.specs.base import Spec
-from moesim.units import BytesPerSecond, DollarsPerHour, DollarsPerKilowattHour, Lifetime, Seconds, Tokens
+from moesim.units import BytesPerSecond, DollarsPerHour, DollarsPerKilowattHour, Lifetime, Pause, Seconds, Tokens, Watts
 
 Count = Annotated[int, Field(ge=1, le=1 << 32, strict=True)]
 ComputeFormat = Literal["bf16", "fp16", "fp8", "fp8-block", "mxfp8", "nvfp4"]
@@ -75,26 +75,47 @@ class DispatcherSpec(Spec):
 
 
 class PricesSpec(Spec):
-    """Prices by the user; the catalog holds none, because they change by vendor and month."""
+    """Prices by the user; the catalog holds none, because they change by vendor and month. And what draws power.
+
+    In steps a GPU draws its rating, which is the most it can; `idle_power_share` of it (assumed) while it writes a
+    checkpoint, restarts, waits for a spare host or stands by as one. `host_power`: of a GPU's share of host and
+    switches, all the time. `power_usage_effectiveness`: the meter's energy over that of the machines, cooling
+    included. What is not stated is not counted, and the answer says so.
+    """
 
     gpu_hour: DollarsPerHour | None = None
     electricity: DollarsPerKilowattHour | None = None
+    idle_power_share: float = Field(default=0.15, ge=0.0, le=1.0)
+    host_power: Watts | None = None
+    power_usage_effectiveness: Annotated[float, Field(ge=1.0, le=5.0)] | None = None
 
 
 class Straggler(Spec):
-    """A rank of the simulated expert-parallel group whose compute takes `slowdown` times as long."""
+    """A slow GPU: its compute takes `slowdown` times as long.
 
-    rank: int = Field(strict=True, ge=0, le=1 << 20)
+    `gpu`: one of the cluster, by its number; the simulated expert-parallel group is then the one that holds it.
+    `rank`: that rank of the simulated group, on every pipeline rank.
+    """
+
+    rank: Annotated[int, Field(strict=True, ge=0, le=1 << 20)] | None = None
+    gpu: Annotated[int, Field(strict=True, ge=0, le=1 << 24)] | None = None
     slowdown: float = Field(ge=1.0, le=100.0)
+
+    @model_validator(mode="after")
+    def _names_one(self) -> Straggler:
+        if (self.rank is None) == (self.gpu is None):
+            raise ValueError("needs a rank of the simulated group or a gpu of the cluster, and not both")
+        return self
 
 
 class CheckpointSpec(Spec):
     """How a run saves its state. `interval`: training time between two checkpoints, taken at the end of a step; `auto`
-    is Daly's optimum. `write`: seconds that training stands still for one; `load`: seconds to read one back."""
+    is Daly's optimum. `write`: seconds that training stands still for one, 0 where it is written beside training (auto
+    is then every step); `load`: seconds to read one back."""
 
     interval: Seconds | Literal["auto"] = "auto"
-    write: Seconds = 60.0
-    load: Seconds = 120.0
+    write: Pause = 60.0
+    load: Pause = 120.0
 
 
 class SparesSpec(Spec):
@@ -116,7 +137,7 @@ class FailuresSpec(Spec):
     """
 
     mean_time_between_failures: Lifetime
-    restart: Seconds = 600.0
+    restart: Pause = 600.0
     checkpoint: CheckpointSpec = CheckpointSpec()
     spares: SparesSpec | None = None
     horizon: Seconds = 30 * 86400.0

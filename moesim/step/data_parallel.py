@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moesim.costs.compute import coefficients
+from moesim.costs.tensor_split import attention_products, key_value_copies
 from moesim.network.collectives import Use, all_gather, reduce_scatter, ring_bandwidth
 from moesim.network.topology import GroupNetwork, group
 from moesim.scenario.scenario import Scenario
 from moesim.specs import parameters
+from moesim.step.groups import mirrored_stages
 from moesim.step.layout import Chunk, chunks_on
 from moesim.step.own_kernels import optimizer_ratio
 from moesim.step.stack import time_factor
@@ -26,8 +28,9 @@ class Held:
 class DataParallel:
     """Once a step on one pipeline rank: seconds of the gradient reduction, of the parameter gathering, of the update.
 
-    `exposed_share`: the least share of each collective that no compute hides. `a_slot`: seconds of the gathering
-    (forward) and of the gathering and reduction (backward) that full sharding repeats for every slot. `wire`: the part
+    `exposed_share`: the least share of each collective that no compute hides. `a_slot`: seconds of collectives that
+    every forward and every backward slot repeats: under full sharding gathering and gathering and reduction, under
+    sharded gradients the reduction. `wire`: the part
     of `reduce` for which the links are taken; `leaves_domain`: whether those are the links between domains.
     """
 
@@ -50,7 +53,7 @@ class Replicas:
 
 def replicas(scenario: Scenario) -> Replicas:
     """Over how many ranks gradients are summed. DualPipe holds every chunk twice, on mirrored pipeline ranks."""
-    copies = 2 if scenario.schedule_kind == "dualpipe" and scenario.parallelism.pipeline > 1 else 1
+    copies = 2 if mirrored_stages(scenario) else 1
     dense = scenario.data_parallel * scenario.parallelism.context
     return Replicas(dense * copies, scenario.expert_data_parallel * copies)
 
@@ -58,13 +61,13 @@ def replicas(scenario: Scenario) -> Replicas:
 def held_parameters(scenario: Scenario, chunks: tuple[Chunk, ...], device: int) -> Held:
     """Parameters that one GPU of a pipeline rank stores, before any data-parallel sharding."""
     model, layout = scenario.model, scenario.parallelism
-    dense = expert = 0.0
+    keys, dense, expert = int(key_value_copies(model, layout.tensor)), 0.0, 0.0
     tables: list[bool] = []
     for index in chunks_on(scenario, device):
         chunk = chunks[index]
         kinds = [model.layer_kinds[layer] for layer in chunk.layers] + [model.layer_kinds[-1]] * chunk.mtp_layers
         moe = kinds.count("moe")
-        dense += len(kinds) * model.attention_blocks * parameters.attention_parameters(model)
+        dense += len(kinds) * model.attention_blocks * attention_products(model, keys, 1)
         dense += (len(kinds) - moe) * parameters.dense_ffn_parameters(model)
         dense += moe * (parameters.shared_expert_parameters(model) + model.d_model * model.n_experts)
         dense += moe * model.dense_beside_experts * parameters.dense_ffn_parameters(model)
@@ -77,11 +80,12 @@ def held_parameters(scenario: Scenario, chunks: tuple[Chunk, ...], device: int) 
 
 
 def gradient_networks(scenario: Scenario) -> tuple[GroupNetwork, GroupNetwork]:
-    """The networks over which gradients are summed: of the dense part and of an expert."""
-    layout, ranks = scenario.parallelism, replicas(scenario)
+    """The networks over which gradients are summed: of the dense part and of an expert, each of the worst-placed."""
+    layout, ranks, cluster = scenario.parallelism, replicas(scenario), scenario.cluster
+    mirrored, whole = mirrored_stages(scenario), layout.expert * layout.expert_tensor
     return (
-        group(scenario.cluster, ranks.dense, stride=layout.tensor),
-        group(scenario.cluster, ranks.expert, stride=layout.expert * layout.expert_tensor),
+        group(cluster, ranks.dense, stride=layout.tensor, mirrored=mirrored),
+        group(cluster, ranks.expert, stride=whole, mirrored=mirrored),
     )
 
 
@@ -91,7 +95,8 @@ def data_parallel(
     """Times of one pipeline rank that holds `chunks` chunks, on the `gradient_networks`.
 
     Law: ring reduce-scatter of gradients, ring all-gather of bf16 parameters, at the efficiency of full sharding's
-    smaller messages where parameters are sharded too.
+    smaller messages where parameters are sharded too. A shard of gradients has no room to add up a rank's own
+    microbatches in: sharded gradients are reduced after each of them.
     """
     sharding, ranks = scenario.parallelism.data_sharding, replicas(scenario)
     gradient = 4.0 if scenario.precision.gradients == "fp32" else 2.0
@@ -117,12 +122,26 @@ def data_parallel(
         ahead = gathered(2.0) / chunks
         # Full sharding reduces every microbatch's gradients as they come, in bf16.
         return DataParallel(0.0, 0.0, seconds, share, (ahead, ahead + reduced(2.0) / chunks))
+    if sharding == "gradients":
+        return DataParallel(0.0, gathered(2.0), seconds, share, (0.0, reduced(gradient) / chunks))
     passes = 2 if sharding == "none" else 1
     wire = sum(passes * count * gradient * (1 - 1 / net.ranks) / ring_bandwidth(net) for net, count in groups if count)
     leaves = any(net.domains > 1 for net, count in groups if count)
     if sharding == "none":
         return DataParallel(reduced(gradient) + gathered(gradient), 0.0, seconds, share, (0.0, 0.0), wire, leaves)
     return DataParallel(reduced(gradient), gathered(2.0), seconds, share, (0.0, 0.0), wire, leaves)
+
+
+def exposed_by_chunk(duration: float, microbatch: float, chunks: int, apart: int, share: float) -> float:
+    """Seconds of a once-a-step collective that compute waits for on a rank of several chunks.
+
+    A chunk's part runs from the begin of its own last backward (or, gathering, until its first forward), one after the
+    other; chunks' last backwards lie `apart` chunk computations from each other, of which `microbatch` seconds hold
+    `chunks`. The queue is longest with the last part alone or with all of them.
+    """
+    one = microbatch / chunks
+    alone, whole = exposed(duration / chunks, one, share), exposed(duration, ((chunks - 1) * apart + 1) * one, share)
+    return max(alone, whole)
 
 
 def exposed(duration: float, hidden_behind: float, share: float) -> float:

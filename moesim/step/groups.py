@@ -8,13 +8,15 @@ fastest, then expert, then expert-data (parallel folding). The pipeline rank run
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import lru_cache
+from math import lcm
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.network.seating import Kind, domain_size, kind_of, told
 from moesim.scenario.scenario import Scenario
-from moesim.specs.cluster import ClusterSpec
 
 Ints = NDArray[np.int64]
 
@@ -82,6 +84,13 @@ def groups(scenario: Scenario) -> dict[str, Ints]:
     return found
 
 
+def expert_place(scenario: Scenario, gpu: int) -> tuple[int, int]:
+    """(pipeline rank, expert rank) of a GPU."""
+    layout = scenario.parallelism
+    stage, place = divmod(gpu, scenario.cluster.gpus // layout.pipeline)
+    return stage, place // layout.expert_tensor % layout.expert
+
+
 def _along(ranks: Ints, axis: int) -> Ints:
     """Groups of the ranks that differ along one axis only."""
     return np.ascontiguousarray(np.moveaxis(ranks, axis, -1).reshape(-1, ranks.shape[axis]))
@@ -89,23 +98,70 @@ def _along(ranks: Ints, axis: int) -> Ints:
 
 def _mirrored(scenario: Scenario, ranks: Ints) -> Ints:
     """Ranks [P, members, ...], those of mirrored stages together [P/2, 2 members, ...] where they hold the same."""
-    if scenario.schedule_kind != "dualpipe":
+    if not mirrored_stages(scenario):
         return ranks
     half = len(ranks) // 2
     return np.concatenate([ranks[:half], ranks[half:][::-1]], axis=1)
+
+
+def kinds(scenario: Scenario) -> dict[str, Kind]:
+    """The same groups in numbers, those that collectives are priced for."""
+    layout, cluster = scenario.parallelism, scenario.cluster
+    mirrored = mirrored_stages(scenario)
+    copies = 2 if mirrored else 1
+    whole = layout.expert * layout.expert_tensor
+    found = {
+        "tensor": kind_of(cluster, layout.tensor, 1),
+        "context": kind_of(cluster, layout.context, layout.tensor),
+        "data-context": kind_of(cluster, copies * scenario.data_parallel * layout.context, layout.tensor, mirrored),
+    }
+    if scenario.model.is_moe:
+        found["expert"] = kind_of(cluster, layout.expert, layout.expert_tensor)
+        found["expert-tensor"] = kind_of(cluster, layout.expert_tensor, 1)
+        found["expert-data"] = kind_of(cluster, copies * scenario.expert_data_parallel, whole, mirrored)
+    return found
+
+
+def mirrored_stages(scenario: Scenario) -> int:
+    """Pipeline stages of which each holds the parameters of its mirror image too; 0 where none does."""
+    stages = scenario.parallelism.pipeline
+    return stages if scenario.schedule_kind == "dualpipe" and stages > 1 else 0
+
+
+def straddling_note(scenario: Scenario) -> str | None:
+    """Which groups straddle scale-up domains, and how they would not; None where none does."""
+    return told(kinds(scenario))
+
+
+def crossing_share(scenario: Scenario) -> float:
+    """Share of a microbatch's messages between pipeline ranks that leave the scale-up domain.
+
+    Ranks that wait for each other in a stage (a replica's, an expert group's) wait for the one of them whose message
+    leaves; of all such sets the worst counts. An interleaved schedule's messages from the last rank to the first count.
+    """
+    layout = scenario.parallelism
+    stage, size = scenario.cluster.gpus // layout.pipeline, domain_size(scenario.cluster)
+    if layout.pipeline == 1 or size >= scenario.cluster.gpus:
+        return 0.0
+    if stage >= size:
+        return 1.0
+    together = lcm(layout.tensor * layout.context, layout.expert * layout.expert_tensor)
+    rounds = layout.virtual_pipeline if scenario.schedule_kind == "interleaved-1f1b" else 1
+    return _crossing_share(layout.pipeline, stage, size, together if stage % together == 0 else stage, rounds)
+
+
+@lru_cache(maxsize=4096)
+def _crossing_share(stages: int, stage: int, size: int, together: int, rounds: int) -> float:
+    domain = np.arange(stages * stage).reshape(stages, -1, together) // size
+    onward = (domain[1:] != domain[:-1]).any(axis=2).sum(axis=0)
+    back = (domain[0] != domain[-1]).any(axis=1)
+    return float((rounds * onward + (rounds - 1) * back).max() / (rounds * stages - 1))
 
 
 def described(scenario: Scenario) -> list[GroupKind]:
     """Every kind of group in numbers, with its first one as an example."""
     size = domain_size(scenario.cluster)
     return [_described(name, members, size) for name, members in groups(scenario).items()]
-
-
-def domain_size(cluster: ClusterSpec) -> int:
-    """GPUs that scale-up links join: a torus joins all, a GPU without such links stands alone."""
-    if cluster.fabric.kind == "torus":
-        return cluster.gpus
-    return 1 if cluster.gpu.scale_up_kind == "none" else cluster.gpus_per_domain
 
 
 def _described(name: str, members: Ints, size: int) -> GroupKind:
@@ -134,14 +190,15 @@ def numbers(values: Ints) -> str:
 def folding(scenario: Scenario) -> str:
     """How the experts' groups lie on the attention's, in a sentence or two."""
     layout, data = scenario.parallelism, scenario.data_parallel
+    halves = _halves(scenario)
     stage = scenario.cluster.gpus // layout.pipeline
     attention = f"tensor {layout.tensor} x context {layout.context} x data {data}"
     if not scenario.model.is_moe:
-        return f"The {stage} GPUs of a pipeline stage are {attention}; the model has no experts."
+        return f"The {stage} GPUs of a pipeline stage are {attention}; the model has no experts.{halves}"
     degrees = f"expert_tensor {layout.expert_tensor} x expert {layout.expert}"
     text = (
         f"The {stage} GPUs of a pipeline stage are {attention} for attention and {degrees} x expert-data"
-        f" {scenario.expert_data_parallel} for the experts."
+        f" {scenario.expert_data_parallel} for the experts.{halves}"
     )
     if layout.expert == 1:
         return f"{text} Every expert is at home on every rank: no tokens are exchanged."
@@ -154,3 +211,13 @@ def folding(scenario: Scenario) -> str:
     whose = "one replica" if replicas == 1 else f"{replicas} replicas"
     more = f"; it is larger than data {data}, so it takes tensor or context ranks too" if layout.expert > data else ""
     return f"{text} An expert group of {layout.expert} {where}exchanges tokens of {whose}{more}."
+
+
+def _halves(scenario: Scenario) -> str:
+    """That mirrored stages sum gradients together, where they do."""
+    if not mirrored_stages(scenario):
+        return ""
+    return (
+        " DualPipe's mirrored stages (first and last, and so on) hold the same parameters: groups that sum gradients"
+        " take both, and are twice as large."
+    )

@@ -12,10 +12,12 @@ from dataclasses import replace
 from functools import cached_property
 
 from moesim import catalog
+from moesim.costs.compute import Rates
 from moesim.network.dispatchers import ExchangeTimes
 from moesim.step.mover import Mover
 from moesim.step.operations import Operation
-from moesim.step.prices import Phases, Prices
+from moesim.step.phases import Phases
+from moesim.step.prices import Prices
 
 
 class Interference:
@@ -37,22 +39,14 @@ class Interference:
         seconds = float(moved.dispatch.busiest.mean() + moved.combine.busiest.mean())
         if not seconds:
             return 0.0
-        share = _memory_bytes(moved, self.data["memory_passes"]) / seconds / self.alone.rates.memory
+        share = exchange_traffic(moved, self.data["memory_passes"]) / seconds / self.alone.rates.memory
         return float(min(share, self.data["most_memory"]))
 
     @cached_property
     def beside(self) -> Prices:
         """Prices of operations that an exchange runs beside all the time."""
         found = Prices(self.alone.scenario, self.mover.busy_multiprocessors, self.alone.overlaps)
-        rates, rest = found.rates, float(self.data["products"])
-        found.rates = replace(
-            rates,
-            gemm=rates.gemm / rest,
-            grouped_gemm=rates.grouped_gemm / rest,
-            bf16_gemm=rates.bf16_gemm / rest,
-            scores=rates.scores / rest,
-            memory=rates.memory * (1.0 - self.memory_taken),
-        )
+        found.rates = rates_beside(found.rates, float(self.data["products"]), self.memory_taken)
         return found
 
     def factor(self, operation: Operation, deferred: bool) -> float:
@@ -69,13 +63,25 @@ class Interference:
         return found
 
 
+def rates_beside(rates: Rates, rest: float, memory_taken: float) -> Rates:
+    """What is left of the rates of the free SMs while an exchange runs."""
+    return replace(
+        rates,
+        gemm=rates.gemm / rest,
+        grouped_gemm=rates.grouped_gemm / rest,
+        bf16_gemm=rates.bf16_gemm / rest,
+        scores=rates.scores / rest,
+        memory=rates.memory * (1.0 - memory_taken),
+    )
+
+
 def _seconds(phases: Phases, phase: str, deferred: bool) -> float:
     if phase == "backward":
         return phases.backward if deferred else phases.backward + phases.weight
     return phases.weight if phase == "weight" else phases.forward
 
 
-def _memory_bytes(moved: ExchangeTimes, passes: dict[str, float]) -> float:
+def exchange_traffic(moved: ExchangeTimes, passes: dict[str, float]) -> float:
     """Bytes of memory traffic on the mean rank for one dispatch and one combine."""
     ports = (moved.dispatch, moved.combine)
     sent = sum(float(port.bytes_up.mean() + port.bytes_out.mean()) for port in ports)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moesim.scenario.scenario import Scenario
-from moesim.specs.parameters import attention_parameters, expert_parameters, shared_expert_parameters
+from moesim.step.balance import cut, weights
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,12 @@ def chunks(scenario: Scenario) -> tuple[Chunk, ...]:
     """The virtual stages, first to last.
 
     A stated `stack_options.pipeline_layout` wins. Layers that divide evenly are divided evenly, as software stacks
-    do; otherwise the remainder goes where there is least work, the head counting as the layers it costs.
+    do; otherwise they are cut where ranks have equal work by priced seconds, the head and MTP modules included
+    (`moesim.step.balance`).
     """
     count = scenario.virtual_stages
     stated = scenario.stack_options.pipeline_layout
-    sizes = list(stated) if stated is not None else _sizes(scenario, count)
+    sizes = stated if stated is not None else _sizes(scenario)
     found, first = [], 0
     for index, size in enumerate(sizes):
         last = index == count - 1
@@ -38,39 +39,36 @@ def chunks(scenario: Scenario) -> tuple[Chunk, ...]:
     return tuple(found)
 
 
-def _sizes(scenario: Scenario, count: int) -> list[int]:
-    layers, mtp = scenario.model.layers, scenario.model.mtp_layers
-    if layers % count == 0 and not mtp:
-        return [layers // count] * count
-    work = [0.0] * count
-    work[-1] = mtp + (1 + mtp) * head_in_layers(scenario)
-    work[0] += 0.01  # the embedding: nearly nothing, but a tie goes to another stage
-    sizes = [0] * count
-    for _ in range(layers):
-        target = min(range(count), key=lambda index: (work[index] + 1.0, index))
-        sizes[target] += 1
-        work[target] += 1.0
-    # Only the first and the last virtual stage may do without a layer: they hold the embedding and the head.
-    for index in [index for index in range(1, count - 1) if sizes[index] == 0]:
-        donor = max(range(count), key=lambda other: sizes[other])
-        sizes[donor] -= 1
-        sizes[index] += 1
-    return sizes
+def layout_note(scenario: Scenario, found: tuple[Chunk, ...]) -> str | None:
+    """How many layers stand on each virtual stage where that was chosen for the scenario and is uneven; else None."""
+    sizes = [len(chunk.layers) for chunk in found]
+    if scenario.stack_options.pipeline_layout is not None or len(set(sizes)) == 1:
+        return None
+    told = ", ".join(str(size) for size in sizes)
+    return f"layers by virtual stage, chosen for equal work: {told}; another cut: stack_options.pipeline_layout"
 
 
-def head_in_layers(scenario: Scenario) -> float:
-    """Arithmetic of the output head over that of one layer of the common kind."""
-    model = scenario.model
-    ffn = model.dense_matrices * model.d_model * (model.d_ff_dense or 0)
-    if model.is_moe:
-        ffn = model.top_k * expert_parameters(model) + shared_expert_parameters(model)
-    return model.d_model * model.vocab / max(1.0, attention_parameters(model) + ffn)
+def cut_evenly(scenario: Scenario) -> bool:
+    """Whether no layout is stated and the layers divide by the virtual stages, with nothing but a head behind them."""
+    whole = scenario.model.layers % scenario.virtual_stages == 0 and not scenario.model.mtp_layers
+    return whole and scenario.stack_options.pipeline_layout is None
+
+
+def _sizes(scenario: Scenario) -> tuple[int, ...]:
+    count = scenario.virtual_stages
+    if count == 1 or cut_evenly(scenario):
+        return (scenario.model.layers // count,) * count
+    return cut(weights(scenario), scenario.parallelism.pipeline, count, mirrored(scenario))
+
+
+def mirrored(scenario: Scenario) -> bool:
+    """Whether a rank holds mirror images: of a rank in DualPipe, of a chunk in the V."""
+    return scenario.schedule_kind in ("dualpipe", "zero-bubble-v")
 
 
 def chunks_on(scenario: Scenario, device: int) -> tuple[int, ...]:
     """The chunks whose weights a pipeline rank holds."""
     stages = scenario.parallelism.pipeline
-    if scenario.schedule_kind in ("dualpipe", "zero-bubble-v"):
-        # Mirror images: of a rank in DualPipe, of a chunk in the V.
+    if mirrored(scenario):
         return (device, scenario.virtual_stages - 1 - device)
     return tuple(range(device, scenario.virtual_stages, stages))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from moesim.costs import memory as law
 from moesim.costs.exchange_memory import Exchange, exchange_bytes
 from moesim.costs.memory import Shards, Split, TokenLayer, coefficients
+from moesim.costs.tensor_split import attention_products, input_copies, key_value_copies
 from moesim.scenario.scenario import Scenario
 from moesim.specs import parameters
 from moesim.step.data_parallel import replicas
@@ -78,13 +78,13 @@ class _Step:
         scenario = self.scenario = model.scenario
         layout = scenario.parallelism
         self.model, self.data, self.rows = model, coefficients(), _rows(model, routed)
-        self.split = Split(layout.expert_tensor, 1 if layout.sequence_parallel else layout.tensor)
+        self.split = split_of(scenario)
         self.modules = frozenset({"full"} if scenario.recompute == "full" else scenario.recomputed_modules)
         copies = replicas(scenario)
         self.shards = {"": _shards(scenario, copies.dense), "expert ": _shards(scenario, copies.expert)}
-        self.gathered = _gathered_at_once(scenario)
+        self.gathered = gathered_at_once(scenario)
         # Sequence parallelism gathers a block's input before its first product.
-        whole_input = self.split.inputs == 1 < layout.tensor
+        whole_input = layout.sequence_parallel and layout.tensor > 1
         self.input_bytes = 2.0 * scenario.model.d_model * layout.tensor if whole_input else 0.0
         self.channels = self._channels((copies.dense, copies.expert))
         self._tokens = {chosen: self._token_law(chosen) for chosen in (frozenset[str](), self.modules)}
@@ -103,13 +103,12 @@ class _Step:
     def _channels(self, copies: tuple[int, int]) -> float:
         """Buffers of the communicators, of microbatches between pipeline ranks, and of a context ring."""
         scenario, layout = self.scenario, self.scenario.parallelism
-        hop = 2.0 * scenario.model.d_model * scenario.tokens_per_rank
-        total = 4.0 * hop if layout.pipeline > 1 else 0.0
-        if layout.context > 1:
-            total += 4.0 * scenario.model.kv_width * scenario.tokens_per_replica / layout.tensor
         sizes = (layout.tensor, layout.context, layout.pipeline, layout.expert, *copies)
         groups = sum(size > 1 for size in sizes) if scenario.cluster.fabric.kind != "torus" else 0
-        return total + groups * float(prod(self.data["communicator"].values()))
+        tokens = (scenario.tokens_per_rank, scenario.tokens_per_replica)
+        hops, ring = law.channel_bytes(scenario.model, *tokens, layout.tensor)
+        total = (hops if layout.pipeline > 1 else 0.0) + (ring if layout.context > 1 else 0.0)
+        return float(total + groups * law.communicator_bytes())
 
     def exchange(self, busiest: float) -> float:
         """Buffers of a dispatch and a combine that bring the busiest rank so many copies for each of its tokens."""
@@ -137,7 +136,7 @@ class _Device:
     def __init__(self, step: _Step, device: int) -> None:
         self.step, self.scenario, self.held = step, step.scenario, step.model.held[device]
         self.chunks = tuple(step.model.chunks[index] for index in sorted(chunks_on(step.scenario, device)))
-        self.in_flight = _held_at_once(*step.model.schedule, device)
+        self.in_flight = held_at_once(*step.model.schedule, device)
         kinds, index = self.scenario.model.layer_kinds, step.model.moe_index
         self.moe = tuple(
             sum(kinds[layer] == "moe" for layer in chunk.layers) + chunk.mtp_layers * (kinds[-1] == "moe")
@@ -194,7 +193,7 @@ class _Device:
         gradients = law.gradient_pass_bytes(self.scenario.model, self.kept, step.split)
         return {
             "activations": tokens * float((self.in_flight @ np.array(sizes)).max()),
-            "temporaries": tokens * (again + gradients + step.input_bytes),
+            "temporaries": float(tokens * (again + gradients + step.input_bytes)),
         }
 
     def _chunk_bytes(self, token: TokenLayer) -> list[float]:
@@ -217,15 +216,21 @@ class _Device:
         """Channels that are always there, and what full or gradient sharding gathers and reduces."""
         dense, expert = self.step.gathered
         rooms = [(count, expert if prefix else dense, shards) for prefix, count, shards in self._shares()]
-        return self.step.channels + sum(law.gathered_bytes(*room, self.scenario.precision) for room in rooms)
+        return float(self.step.channels + sum(law.gathered_bytes(*room, self.scenario.precision) for room in rooms))
 
 
-def _gathered_at_once(scenario: Scenario) -> tuple[float, float]:
+def split_of(scenario: Scenario) -> Split:
+    """What the layout does not divide as tokens are."""
+    layout = scenario.parallelism
+    return Split(layout.expert_tensor, input_copies(layout), int(key_value_copies(scenario.model, layout.tensor)))
+
+
+def gathered_at_once(scenario: Scenario) -> tuple[float, float]:
     """Parameters that full sharding gathers at once: of a dense part, the next layer's beside this one's or a
     vocabulary table; of the experts, those of this layer and the next."""
     model, layout = scenario.model, scenario.parallelism
     kinds, ahead = set(model.layer_kinds), float(coefficients()["gather_units"])
-    attention = model.attention_blocks * parameters.attention_parameters(model)
+    attention = model.attention_blocks * attention_products(model, split_of(scenario).keys, 1)
     dense = parameters.dense_ffn_parameters(model) if "dense" in kinds or model.dense_beside_experts else 0.0
     shared = parameters.shared_expert_parameters(model) if "moe" in kinds else 0.0
     experts = model.n_experts * parameters.expert_parameters(model) if "moe" in kinds else 0.0
@@ -251,7 +256,7 @@ def _shards(scenario: Scenario, ranks: int) -> Shards:
 
 
 @lru_cache(maxsize=512)
-def _held_at_once(kind: str, stages: int, chunks: int, microbatches: int, paired: bool, device: int) -> Floats:
+def held_at_once(kind: str, stages: int, chunks: int, microbatches: int, paired: bool, device: int) -> Floats:
     """Microbatches that a pipeline rank holds at its full moments [moments, 2 C]: of each of its C chunks, ascending,
     those between forward and backward, then those whose weight gradients are put off.
 

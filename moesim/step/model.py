@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 
 from moesim.routing.capacity import CapacityRule
 from moesim.scenario.scenario import Scenario
-from moesim.step.data_parallel import DataParallel, Held, data_parallel, exposed, gradient_networks, held_parameters
+from moesim.step.balance import pairs_slots
+from moesim.step.data_parallel import (
+    DataParallel,
+    Held,
+    data_parallel,
+    exposed,
+    exposed_by_chunk,
+    gradient_networks,
+    held_parameters,
+)
 from moesim.step.interference import Interference
 from moesim.step.layout import Chunk, chunks, chunks_on
 from moesim.step.mover import Mover, mover
@@ -57,10 +66,8 @@ class StepModel:
 
     @cached_property
     def overlaps(self) -> bool:
-        """Whether a forward runs beside a backward: wanted, possible in the schedule, and there are exchanges."""
-        scenario = self.scenario
-        wanted = scenario.overlap.expert_communication and scenario.schedule_kind != "gpipe"
-        return wanted and scenario.exchanges_tokens
+        """Whether a forward runs beside a backward."""
+        return pairs_slots(self.scenario)
 
     @cached_property
     def hides(self) -> bool:
@@ -189,14 +196,44 @@ class StepModel:
         return forward * share, backward * share
 
     def shard_wait(self, stage: int, slot: Slot) -> float:
-        """Seconds for which full sharding's gathering (and, in the backward, reduction) outlasts a slot's compute."""
-        if self.scenario.parallelism.data_sharding != "full":
-            return 0.0
+        """Seconds for which the collectives that sharding repeats every slot outlast its compute."""
         once = self.data_parallel[stage]
+        if not any(once.a_slot):
+            return 0.0
         slots = self.scenario.chunks_per_rank
         ahead, back = (seconds / slots for seconds in self.compute_seconds[stage])
         wait = exposed(once.a_slot[0], ahead, once.exposed_share) if slot.forward else 0.0
         return wait + (exposed(once.a_slot[1], back, once.exposed_share) if slot.backward else 0.0)
+
+    def gather_wait(self, stage: int) -> float:
+        """Seconds for which a pipeline rank's first forward waits for parameters."""
+        once = self.data_parallel[stage]
+        return self._exposed(once.gather, self.compute_seconds[stage][0], once.exposed_share)
+
+    def reduce_wait(self, stage: int, late: float = 0.0) -> float:
+        """Seconds for which a pipeline rank waits for its gradients' sum after its last slot; `late`: those by which
+        other traffic holds the reduction up."""
+        once = self.data_parallel[stage]
+        return self._exposed(once.reduce + late, self.compute_seconds[stage][1], once.exposed_share)
+
+    def _exposed(self, duration: float, microbatch: float, share: float) -> float:
+        """Only an interleaved schedule is done with some chunks of a rank long before the others."""
+        scenario = self.scenario
+        chunks = scenario.chunks_per_rank if scenario.schedule_kind == "interleaved-1f1b" else 1
+        apart = min(scenario.parallelism.pipeline, scenario.microbatches)
+        return exposed_by_chunk(duration, microbatch, chunks, apart, share)
+
+    def message_wait(self, slot: Slot) -> float:
+        """Seconds for which a slot's rank is held up by messages from its neighbours, however early they came."""
+        scenario, last = self.scenario, self.scenario.virtual_stages - 1
+        if scenario.parallelism.pipeline == 1:
+            return 0.0
+        share = self.prices.data["pipeline_exposed"] if scenario.overlap.pipeline else 1.0
+        # At the turn of a V both chunks stand on one rank.
+        turn = scenario.parallelism.pipeline if scenario.schedule_kind == "zero-bubble-v" else last + 1
+        ahead = slot.forward is not None and slot.forward.chunk not in (0, turn)
+        back = slot.backward is not None and slot.backward.chunk not in (last, turn - 1)
+        return float(share * (ahead + back) * self.prices.hop)
 
     @cached_property
     def routed_passes(self) -> tuple[int, ...]:

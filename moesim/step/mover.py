@@ -19,9 +19,10 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Mover:
-    """A dispatcher on its network. `factor`: how much longer the software stack takes; `exchanges`: dispatches that the
-    router needs a layer; `parts`: how many exchanges, one after the other, a microbatch is moved in, all of them
-    together priced; `even`: times at perfectly balanced routing, of `even_demand`; `reason`: why it was chosen."""
+    """A dispatcher on the network of the worst-placed group. `factor`: how much longer the software stack takes;
+    `exchanges`: dispatches that the router needs a layer; `parts`: how many exchanges, one after the other, move a
+    microbatch, all of them together priced; `even`: times at perfectly balanced routing, of `even_demand`; `reason`:
+    why it was chosen."""
 
     dispatcher: Dispatcher
     network: GroupNetwork

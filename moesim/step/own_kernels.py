@@ -16,6 +16,7 @@ from moesim.costs import compute
 from moesim.costs.compute import Rates
 from moesim.costs.kernels import KernelTime, attention_time, experts_time, memory_bound_time
 from moesim.scenario.scenario import Scenario
+from moesim.step.stack import trusted
 
 Timed = Callable[[str | None], KernelTime]
 PASSES = ("permute", "unpermute", "cast", "norm", "activation")
@@ -25,7 +26,7 @@ PASSES = ("permute", "unpermute", "cast", "norm", "activation")
 def rates_of(scenario: Scenario, busy_multiprocessors: int = 0) -> Rates:
     """The step's rates on the scenario's cluster, as its own calibration moves them."""
     gpu, dtype, measured = scenario.cluster.gpu, scenario.precision.compute, scenario.cluster.calibration
-    rates = compute.rates(gpu, dtype, busy_multiprocessors, measured)
+    rates = trusted(compute.rates(gpu, dtype, busy_multiprocessors, measured), scenario)
     if measured is None:
         return rates
     shipped = compute.rates(gpu, dtype, busy_multiprocessors)

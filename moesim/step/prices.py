@@ -5,57 +5,25 @@ The law: moesim.costs.compute. One microbatch, one GPU; forward, backward (input
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moesim.costs import compute
+from moesim.costs.tensor_split import attention_products, attention_widths, input_copies, key_value_copies
 from moesim.network.collectives import all_gather, point_to_point, reduce_scatter
-from moesim.network.topology import group
+from moesim.network.topology import group, pair
 from moesim.scenario.scenario import Scenario
 from moesim.specs import parameters
 from moesim.specs.model import ModelSpec
+from moesim.step.groups import crossing_share
+from moesim.step.host import issue_seconds
 from moesim.step.own_kernels import rates_of
-from moesim.step.stack import moe_layer_host_seconds, time_factor
+from moesim.step.phases import NOTHING, Phases, RowPrice
+from moesim.step.stack import time_factor
 
 Floats = NDArray[np.float64]
-
-
-class Phases(NamedTuple):
-    """Seconds of the three parts of one operation's life."""
-
-    forward: float
-    backward: float
-    weight: float
-
-    def plus(self, other: Phases) -> Phases:
-        """Both, one after the other."""
-        return Phases(*(mine + its for mine, its in zip(self, other, strict=True)))
-
-    def times(self, factor: float) -> Phases:
-        """Each part `factor` times as long."""
-        return Phases(*(factor * mine for mine in self))
-
-    @property
-    def total(self) -> float:
-        """Forward and backward together."""
-        return sum(self)
-
-
-NOTHING = Phases(0.0, 0.0, 0.0)
-
-
-@dataclass(frozen=True)
-class RowPrice:
-    """What routed rows cost a rank: arithmetic a row, weights an active expert, other seconds a row (passes over memory
-    and what a kernel spends on each row)."""
-
-    flops: float
-    weight_elements: float
-    memory_seconds: float
 
 
 class Prices:
@@ -87,13 +55,15 @@ class Prices:
     def attention(self) -> Phases:
         """One attention block without its collectives, mean over the model's layers."""
         model, rates = self.model, self.rates
-        blocks = model.attention_blocks
-        products = self._products(2 * self.tokens * blocks * parameters.attention_parameters(model), rates.gemm)
+        blocks, layout = model.attention_blocks, self.scenario.parallelism
+        keys, inputs = int(key_value_copies(model, layout.tensor)), input_copies(layout)
+        products = self._products(2 * self.tokens * blocks * attention_products(model, keys, inputs), rates.gemm)
         if "mla_up_proj" in self.modules and model.mla is not None:
             products = products._replace(backward=products.backward + self._up_projection())
         scores = self.scores
         score_backward = scores * (self.data["score_backward"] + ("core_attn" in self.modules))
-        width = model.d_model + model.qkv_width
+        # Without sequence parallelism every rank norms and adds all tokens of its group.
+        width = model.d_model * inputs + attention_widths(model, keys)
         again = self.data["recomputed_passes"]["layernorm"] * ("layernorm" in self.modules)
         memory = self._passes(self.tokens * blocks * width, self.data["attention_passes"], again)
         return products.plus(Phases(scores, score_backward, 0.0)).plus(memory)
@@ -120,9 +90,11 @@ class Prices:
     def dense(self) -> Phases:
         """One dense feed-forward layer without its collectives."""
         work = 2 * self.tokens * parameters.dense_ffn_parameters(self.model)
-        width = self.model.d_model + 2 * (self.model.d_ff_dense or 0)
-        products = self._products(work, self.rates.gemm, again="mlp" in self.modules)
-        return products.plus(self._passes(self.tokens * width, self.data["dense_passes"]))
+        inputs = input_copies(self.scenario.parallelism)
+        width = self.model.d_model * inputs + 2 * (self.model.d_ff_dense or 0)
+        again = "mlp" in self.modules
+        products = self._products(work, self.rates.gemm, again=again)
+        return products.plus(self._passes(self.tokens * width, self.data["dense_passes"], float(again)))
 
     @cached_property
     def shared(self) -> Phases:
@@ -150,7 +122,8 @@ class Prices:
         """Price of routed rows on one rank (experts split over `expert_tensor` ranks)."""
         model, split = self.model, self.scenario.parallelism.expert_tensor
         passes = self.data["expert_passes"]
-        if self.scenario.stack_options.fused_expert_mlp:
+        compiled = self.scenario.cluster.gpu.generation in self.data["compiled"]
+        if self.scenario.stack_options.fused_expert_mlp or compiled:
             passes *= self.data["fused_expert_passes"]
         elements = parameters.expert_parameters(model) / split
         memory = compute.passes_seconds(model.d_model + 2 * (model.d_ff_expert or 0) / split, passes, self.rates)
@@ -183,7 +156,7 @@ class Prices:
     def expert_collectives(self, total: Floats | float) -> tuple[Floats, Floats]:
         """Forward and backward seconds [...] of collectives of experts and of what stands beside them, which is tensor
         parallel, for `total` rows [...]."""
-        beside, routed = self.tensor_parallel["experts"], self._routed_collectives(total)
+        beside, routed = self.collectives["experts"], self._routed_collectives(total)
         return routed + beside.forward, routed + beside.backward
 
     def _routed_collectives(self, total: Floats | float) -> Floats:
@@ -198,7 +171,16 @@ class Prices:
     @property
     def shared_with_collectives(self) -> Phases:
         """What stands beside the routed experts, its tensor-parallel collectives included."""
-        return self.shared.plus(self.tensor_parallel["experts"])
+        return self.shared.plus(self.collectives["experts"])
+
+    @cached_property
+    def collectives(self) -> dict[str, Phases]:
+        """`tensor_parallel` with the collectives of modules that run again."""
+        again = {"dense": "mlp" in self.modules, "experts": "shared_experts" in self.modules}
+        return {
+            name: pair._replace(backward=pair.backward + pair.forward * again.get(name, False))
+            for name, pair in self.tensor_parallel.items()
+        }
 
     @cached_property
     def tensor_parallel(self) -> dict[str, Phases]:
@@ -223,7 +205,8 @@ class Prices:
         if layout.context == 1:
             return 0.0
         net = group(self.scenario.cluster, layout.context, stride=layout.tensor)
-        block = 2.0 * self.scenario.tokens_per_replica * self.model.kv_width / layout.tensor / self.parts
+        width = self.model.kv_width * int(key_value_copies(self.model, layout.tensor)) / layout.tensor
+        block = 2.0 * self.scenario.tokens_per_replica * width / self.parts
         ring = self.parts * (layout.context - 1) * point_to_point(net, block)
         return float(max(0.0, ring - self.scores) + self.data["context_parallel_exposed"] * ring)
 
@@ -234,28 +217,19 @@ class Prices:
         return self._host_factors[kind]
 
     def _host_factor(self, kind: str) -> float:
-        host, options = self.data["host"], self.scenario.stack_options
-        issue = self._moe_layer_issue() if kind == "moe" else host["dense_layer"]
-        issue *= host["graphs"][options.cuda_graphs] * self.parts
-        issue *= host["generations"].get(self.scenario.cluster.gpu.generation, 1.0)
         gpu = self._layer_seconds(kind)
-        stretched = compute.smooth_max(gpu, issue, host["exponent"])
+        stretched = compute.smooth_max(gpu, self.issue_seconds(kind), self.data["host"]["exponent"])
         return float(stretched) / gpu * self.stack_factor if gpu else self.stack_factor
 
-    def _moe_layer_issue(self) -> float:
-        """Host seconds to issue an MoE layer, before graphs take kernels off the host."""
-        host, scenario = self.data["host"], self.scenario
-        own, capacity = moe_layer_host_seconds(scenario.stack, scenario.cluster.calibration), scenario.routing.capacity
-        issue = float(host["moe_layer"] if own is None else own)
-        if capacity != "dropless" and capacity.pad:
-            issue *= host["padded"]
-        return issue * (host["overlap"] if self.overlaps else 1.0)
+    def issue_seconds(self, kind: str) -> float:
+        """Host seconds to issue the kernels of a layer of this kind, forward and backward."""
+        return issue_seconds(self.scenario, kind, self.overlaps)
 
     def _layer_seconds(self, kind: str) -> float:
         """GPU seconds of one layer, forward and backward, at even load."""
-        seconds = self.attention.total + self.tensor_parallel["attention"].total
+        seconds = self.attention.total + self.collectives["attention"].total
         if kind != "moe":
-            return seconds + self.dense.total + self.tensor_parallel["dense"].total
+            return seconds + self.dense.total + self.collectives["dense"].total
         apart = self.shared_with_collectives.total if self.scenario.shared_experts_apart else 0.0
         return seconds + self.router.total + apart + sum(float(part) for part in self._experts(self._even_rows))
 
@@ -266,7 +240,7 @@ class Prices:
         if kind == "shared":
             return self.shared_with_collectives.times(self.host_factor(layer_kind))
         own = {"attention": self.attention, "router": self.router, "dense": self.dense}[kind]
-        return own.plus(self.tensor_parallel.get(kind, NOTHING)).times(self.host_factor(layer_kind))
+        return own.plus(self.collectives.get(kind, NOTHING)).times(self.host_factor(layer_kind))
 
     @cached_property
     def _alike(self) -> dict[tuple[str, str], Phases]:
@@ -307,12 +281,17 @@ class Prices:
 
     @cached_property
     def hop(self) -> float:
-        """Seconds to send a microbatch's activations to the neighbouring pipeline rank."""
+        """Seconds to send a microbatch's activations to the neighbouring pipeline rank, mean over the boundaries.
+
+        The mean, for fill and drain pass every boundary, and in steady state so does what the first rank waits for: a
+        microbatch's way through all stages and back. The dearest boundary alone binds no schedule.
+        """
         layout, cluster = self.scenario.parallelism, self.scenario.cluster
         if layout.pipeline == 1:
             return 0.0
-        net = group(cluster, 2, stride=cluster.gpus // layout.pipeline)
-        return float(point_to_point(net, self.hop_bytes)) * self.stack_factor
+        away, stage = crossing_share(self.scenario), cluster.gpus // layout.pipeline
+        ways = [(share, pair(cluster, stage, crosses)) for crosses, share in ((False, 1 - away), (True, away)) if share]
+        return sum(share * float(point_to_point(net, self.hop_bytes)) for share, net in ways) * self.stack_factor
 
     @cached_property
     def hop_bytes(self) -> float:

@@ -30,6 +30,7 @@ class Slot(NamedTuple):
 
 
 Order = tuple[tuple[Slot, ...], ...]
+Pair = tuple[int, int]
 Key = tuple[str, int, int]
 """What passes between pipeline ranks: side ("forward" or "backward"), chunk, microbatch."""
 
@@ -51,6 +52,12 @@ def order(kind: str, stages: int, chunks: int, microbatches: int, paired: bool) 
     `paired`: neighbouring forward and backward of the steady state run beside each other (expert-communication
     overlap), which keeps more microbatches in flight. Not for GPipe, nor for zero-bubble-h1 on several ranks.
     """
+    found = rows(kind, stages, chunks, microbatches, paired)
+    return tuple(tuple(Slot(*(Work(*work) if work else None for work in row)) for row in rank) for rank in found)
+
+
+def rows(kind: str, stages: int, chunks: int, microbatches: int, paired: bool) -> tuple[tuple[Row, ...], ...]:
+    """The same as plain rows of (forward, backward, weight), each a (chunk, microbatch) or None."""
     if kind == "gpipe":
         return tuple(_gpipe(stage, microbatches) for stage in range(stages))
     if kind == "1f1b":
@@ -58,60 +65,58 @@ def order(kind: str, stages: int, chunks: int, microbatches: int, paired: bool) 
     if kind == "interleaved-1f1b":
         return tuple(_interleaved(stage, stages, chunks, microbatches, paired) for stage in range(stages))
     if kind in ("zero-bubble-h1", "zero-bubble-v"):
-        rows = zero_bubble_h1 if kind == "zero-bubble-h1" else zero_bubble_v
-        return tuple(_slots(rows(stage, stages, microbatches, paired)) for stage in range(stages))
-    found = tuple(_slots(rank) for rank in dualpipe(stages, microbatches))
-    return found if paired else tuple(tuple(one for slot in slots for one in _apart(slot)) for slots in found)
+        zero_bubble = zero_bubble_h1 if kind == "zero-bubble-h1" else zero_bubble_v
+        return tuple(zero_bubble(stage, stages, microbatches, paired) for stage in range(stages))
+    found = dualpipe(stages, microbatches)
+    return found if paired else tuple(tuple(one for row in rank for one in _apart(row)) for rank in found)
 
 
-def _slots(rows: tuple[Row, ...]) -> tuple[Slot, ...]:
-    return tuple(Slot(*(Work(*work) if work else None for work in row)) for row in rows)
-
-
-def _apart(slot: Slot) -> tuple[Slot, ...]:
+def _apart(row: Row) -> tuple[Row, ...]:
     """A pair as a forward and then a backward, each alone."""
-    if slot.forward is None or slot.backward is None:
-        return (slot,)
-    return Slot(forward=slot.forward), Slot(backward=slot.backward, weight=slot.weight)
+    ahead, back, weight = row
+    if ahead is None or back is None:
+        return (row,)
+    return (ahead, None, None), (None, back, weight)
 
 
-def _gpipe(stage: int, microbatches: int) -> tuple[Slot, ...]:
+def _gpipe(stage: int, microbatches: int) -> tuple[Row, ...]:
     """All forwards, then all backwards (Huang et al. 2019)."""
-    works = [Work(stage, microbatch) for microbatch in range(microbatches)]
-    return (*map(forward, works), *map(backward, works))
+    works = [(stage, microbatch) for microbatch in range(microbatches)]
+    return (*((work, None, None) for work in works), *((None, work, work) for work in works))
 
 
-def _one_forward_one_backward(stage: int, stages: int, microbatches: int, paired: bool) -> tuple[Slot, ...]:
+def _one_forward_one_backward(stage: int, stages: int, microbatches: int, paired: bool) -> tuple[Row, ...]:
     """PipeDream-flush (Narayanan et al. 2021, section 2.2.1).
 
     Paired, it warms up as the interleaved schedule does: two microbatches for each rank behind. With one, each pair
     would wait for the next rank's of the same number and hand its forward to that rank's next pair: half the rate.
     """
-    works = [Work(stage, microbatch) for microbatch in range(microbatches)]
+    works = [(stage, microbatch) for microbatch in range(microbatches)]
     return _steady(works, works, (stages - 1 - stage) * (2 if paired else 1), paired)
 
 
-def _interleaved(stage: int, stages: int, chunks: int, microbatches: int, paired: bool) -> tuple[Slot, ...]:
+def _interleaved(stage: int, stages: int, chunks: int, microbatches: int, paired: bool) -> tuple[Row, ...]:
     """Interleaved 1F1B (Narayanan et al. 2021, section 2.2.2): groups of P microbatches a chunk."""
     total, span = microbatches * chunks, stages * chunks
-    forwards, backwards = [], []
+    forwards: list[Pair] = []
+    backwards: list[Pair] = []
     for index in range(total):
         group, inside = divmod(index, span)
         position, microbatch = inside // stages, group * stages + inside % stages
-        forwards.append(Work(position * stages + stage, microbatch))
-        backwards.append(Work((chunks - 1 - position) * stages + stage, microbatch))
+        forwards.append((position * stages + stage, microbatch))
+        backwards.append(((chunks - 1 - position) * stages + stage, microbatch))
     warm_up = (stages - stage - 1) * 2 + (chunks - 1) * stages
     return _steady(forwards, backwards, warm_up, paired)
 
 
-def _steady(forwards: list[Work], backwards: list[Work], warm_up: int, paired: bool) -> tuple[Slot, ...]:
+def _steady(forwards: list[Pair], backwards: list[Pair], warm_up: int, paired: bool) -> tuple[Row, ...]:
     """Warm-up forwards, then one forward and one backward in turn (or beside each other), then the backwards left."""
     warm_up = min(warm_up + paired, len(forwards))
-    slots = [forward(work) for work in forwards[:warm_up]]
+    slots: list[Row] = [(work, None, None) for work in forwards[:warm_up]]
     for index, work in enumerate(forwards[warm_up:]):
         other = backwards[index]
-        slots.extend([Slot(work, other, other)] if paired else [forward(work), backward(other)])
-    slots.extend(backward(work) for work in backwards[len(forwards) - warm_up :])
+        slots.extend([(work, other, other)] if paired else [(work, None, None), (None, other, other)])
+    slots.extend((None, work, work) for work in backwards[len(forwards) - warm_up :])
     return tuple(slots)
 
 

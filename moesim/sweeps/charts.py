@@ -21,6 +21,8 @@ from moesim.sweeps.result import Sweep
 from moesim.units import show
 
 HEIGHT = 320
+MOST_BANDS = 1
+"""Lines whose ranges are drawn; those of more would hide each other."""
 MOST_LABELS = 150
 """Cells of a heat map that are labelled with their value; more would not be readable."""
 
@@ -66,21 +68,22 @@ def lines(sweep: Sweep, metric: str, x: str, colour: str | None = None) -> Chart
         points=known["points"],
     )
     base = alt.Chart(shown).encode(x=_place(known[x], x))
-    names = list(dict.fromkeys(row["line"] for row in shown["values"]))
-    legend = style.legend(_short(colour), orient="top", columns=3) if colour else None
-    hue = alt.Color("line:N", scale=style.palette(names), sort=names, legend=legend)
+    hue = _hue(known[colour] if colour else None, colour)
     told = [
         alt.Tooltip("x:N" if _nominal(known[x]) else "x:Q", title=_short(x)),
         alt.Tooltip("reads:N", title=_named(metric)),
         alt.Tooltip("points:Q"),
     ]
     told += [alt.Tooltip("line:N", title=_short(colour))] if colour else []
+    banded = not _nominal(known[x]) and (colour is None or known[colour].nunique() <= MOST_BANDS)
     line = base.mark_line(point={"size": 60}, strokeWidth=2).encode(
         y=alt.Y("value:Q", axis=style.axis(_axis(metric, symbol)), scale={"zero": False}), color=hue, tooltip=told
     )
-    band = base.mark_area(opacity=0.12).encode(y=alt.Y("low:Q", title=None), y2="high:Q", color=hue)
-    layers = [band, line] if not _nominal(known[x]) else [line]
-    heading = style.title(title, _below(data))
+    band = base.mark_area(opacity=0.14, color="#0072B2").encode(
+        y=alt.Y("low:Q", axis=style.axis(_axis(metric, symbol))), y2="high:Q", detail="line:N"
+    )
+    layers = [band, line] if banded else [line]
+    heading = style.title(title, _below(data, "as bands" if banded else "in the tooltip"))
     return alt.layer(*layers).properties(width=WIDTH, height=HEIGHT, title=heading)
 
 
@@ -96,7 +99,6 @@ def heat_map(sweep: Sweep, metric: str, x: str, y: str) -> ChartType:
     shown = style.rows(
         x=[_text(value) for value in data[x]],
         y=[_text(value) for value in data[y]],
-        value=[None if pd.isna(value) else value / factor for value in data["value"]],
         reads=[_reads(line, metric) for line in data.to_dict("records")],
     )
     for row, value in zip(shown["values"], data["value"], strict=True):
@@ -112,8 +114,9 @@ def heat_map(sweep: Sweep, metric: str, x: str, y: str) -> ChartType:
     layers: list[Any] = [base.mark_rect(invalid=None).encode(color=fill, tooltip=told)]
     if len(data) <= MOST_LABELS:
         layers.append(_labels(base, float(known["value"].min() + known["value"].max()) / 2.0 / factor))
+    heading = style.title(title, _below(data, "in the tooltip"))
     height = max(200, min(480, 30 * len(orders[y])))
-    return alt.layer(*layers).properties(width=WIDTH - 60, height=height, title=style.title(title, _below(data)))
+    return alt.layer(*layers).properties(width=WIDTH - 60, height=height, title=heading)
 
 
 def _labels(base: alt.Chart, middle: float) -> alt.Chart:
@@ -124,6 +127,18 @@ def _labels(base: alt.Chart, middle: float) -> alt.Chart:
     )
     found: alt.Chart = text
     return found
+
+
+def _hue(values: pd.Series[Any] | None, field: str | None) -> Any:
+    """The colour of lines: from dark to light for numbers, apart from each other for names."""
+    if values is None:
+        return alt.value("#0072B2")
+    names = [_text(value) for value in _ordered(values)]
+    legend = style.legend(_short(field), orient="top", columns=4)
+    if _nominal(values):
+        return alt.Color("line:N", scale=style.palette(names), sort=names, legend=legend)
+    scale = alt.Scale(scheme=alt.SchemeParams(name="viridis", extent=[0.15, 0.9]), domain=names)
+    return alt.Color("line:O", scale=scale, sort=names, legend=legend)
 
 
 def _place(values: pd.Series[Any], field: str) -> alt.X:
@@ -171,15 +186,15 @@ def _reads(line: Mapping[Hashable, Any], metric: str) -> str:
     return f"{show(line['value'], unit)} ({show(line['low'], unit)} to {show(line['high'], unit)})"
 
 
-def _below(data: pd.DataFrame) -> str:
-    """What stands under the title: whether points were averaged, and how many have no answer."""
+def _below(data: pd.DataFrame, where: str) -> str:
+    """What stands under the title: whether points were averaged, where ranges are, how many have no answer."""
     most, missing = int(data["points"].max()), int((data["points"] - data["done"]).sum())
-    said = [f"mean of {most} points each; the range spans them" if most > 1 else "the band or tooltip gives the range"]
+    said = [f"mean of {most} points each; ranges over all of them {where}" if most > 1 else f"ranges {where}"]
     return "; ".join([*said, *([f"{missing:,} points have no answer"] if missing else [])])
 
 
 def _short(field: str | None) -> str:
-    return (field or "").replace("_", " ")
+    return field or ""
 
 
 def _text(value: Any) -> str:

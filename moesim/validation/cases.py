@@ -1,10 +1,11 @@
 """Validation cases: one published or own measurement each, read from files that hold a list of them.
 
-A case has `id`, `kind`, an `op` (or, for a training step, a `scenario`), what was `measured`, and may have a `source`,
-a `tolerance` (relative, one for all metrics or by metric) and `known`, the reason for which a law is known to fail
-there. An item `defaults` in the list holds `source`, `tolerance` and `known` of the cases after it, by kind where it
-says so, and `limits` on the error statistics of all of them together. A case that cannot be used stays, with its
-problem.
+A case has `id`, `kind`, an `op` (or, for a training step, a `scenario`: its keys, or a file's path from the case file's
+folder), what was `measured`, and may have a `source`, `ratio_to` (top-level keys of a second scenario that differ from
+the first's: what was measured is then the first's over the second's), a `tolerance` (relative, one for all metrics or
+by metric) and `known`, the reason for which a law is known to fail there. An item `defaults` in the list holds
+`source`, `tolerance` and `known` of the cases after it, by kind where it says so, and `limits` on the error statistics
+of all of them together. A case that cannot be used stays, with its problem.
 """
 
 from __future__ import annotations
@@ -18,17 +19,18 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from moesim.errors import Problem, UserError, nearest_hint, shorten
+from moesim.errors import FileError, Problem, UserError, nearest_hint, shorten
 from moesim.specs.base import Spec
 from moesim.specs.explain import explain
 from moesim.units import parse
 from moesim.validation.ops import KINDS, read_op
 from moesim.validation.reading import read_list
+from moesim.validation.scenario_files import read_scenario
 from moesim.validation.statistics import STATISTICS
 
 ALL_KINDS = (*KINDS, "train_step", "serving")
 SHARED = ("source", "tolerance", "known", "limits")
-FIELDS = {"id", "kind", "op", "scenario", "measured", "source", "tolerance", "known", "note", "notes"}
+FIELDS = {"id", "kind", "op", "scenario", "ratio_to", "measured", "source", "tolerance", "known", "note", "notes"}
 SHIPPED = Path(__file__).parents[1] / "catalog" / "data" / "cases"
 
 _WORDS = {"alltoall": "all_to_all", "moe_gemm": "expert_gemm", "training_step": "train_step"}
@@ -49,6 +51,7 @@ class Case:
     measured: dict[str, float]
     op: Spec | None = None
     scenario: dict[str, Any] | None = None
+    ratio_to: dict[str, Any] | None = None
     tolerance: dict[str, float] = field(default_factory=dict)
     known: str = ""
     source: Any = None
@@ -89,7 +92,7 @@ def _of_file(path: Path) -> Iterable[Case]:
         if isinstance(item, dict) and set(item) == {"defaults"}:
             defaults = _defaults(item["defaults"], where)
             continue
-        yield one(item, where, defaults)
+        yield one(item, where, defaults, path.parent)
 
 
 def _defaults(value: Any, where: str) -> dict[str, Any]:
@@ -116,8 +119,9 @@ def _check_limits(limits: Any, where: str) -> None:
                 raise UserError(f"{where}: defaults.limits.{kind}.{name}: expected a number, got {shorten(number)}")
 
 
-def one(item: Any, where: str, defaults: Mapping[str, Any] | None = None) -> Case:
-    """The case that a plain mapping describes; whatever is wrong with it is its `problem`."""
+def one(item: Any, where: str, defaults: Mapping[str, Any] | None = None, folder: Path | None = None) -> Case:
+    """The case that a plain mapping describes; whatever is wrong with it is its `problem`. A scenario's path starts in
+    `folder`."""
     if not isinstance(item, Mapping):
         return Case(where, "unknown", where, {}, problem=f"expected a mapping of keys, got {shorten(item)}")
     shared = defaults or {}
@@ -132,7 +136,8 @@ def one(item: Any, where: str, defaults: Mapping[str, Any] | None = None) -> Cas
         where=where,
         measured=measured,
         op=_op(kind, item, found),
-        scenario=_scenario(kind, item, found),
+        scenario=_scenario(kind, item, found, folder or Path()),
+        ratio_to=_ratio_to(kind, item, found),
         tolerance=_tolerance(item.get("tolerance", _by_kind(shared.get("tolerance"), kind)), found),
         known=str(item.get("known", _by_kind(shared.get("known"), kind)) or ""),
         source=_source(shared.get("source"), item.get("source")),
@@ -183,14 +188,30 @@ def _op(kind: str, item: Mapping[Any, Any], found: list[str]) -> Spec | None:
     return None
 
 
-def _scenario(kind: str, item: Mapping[Any, Any], found: list[str]) -> dict[str, Any] | None:
+def _scenario(kind: str, item: Mapping[Any, Any], found: list[str], folder: Path) -> dict[str, Any] | None:
     if kind != "train_step":
         return None
     scenario = item.get("scenario")
+    if isinstance(scenario, str):
+        try:
+            return read_scenario(folder / scenario)
+        except FileError as error:
+            found.append(f"scenario: {error}")
+            return None
     if not isinstance(scenario, Mapping):
-        found.append(_missing("scenario", scenario))
+        found.append(_missing("scenario", scenario) + ("" if scenario is None else ", or a file's path"))
         return None
     return dict(scenario)
+
+
+def _ratio_to(kind: str, item: Mapping[Any, Any], found: list[str]) -> dict[str, Any] | None:
+    if kind != "train_step" or "ratio_to" not in item:
+        return None
+    changes = item["ratio_to"]
+    if not isinstance(changes, Mapping) or not changes:
+        found.append(f"ratio_to: expected a mapping of the scenario's keys that differ, got {shorten(changes)}")
+        return None
+    return dict(changes)
 
 
 def _measured(value: Any, found: list[str]) -> tuple[dict[str, float], dict[str, str]]:

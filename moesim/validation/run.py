@@ -18,6 +18,7 @@ from moesim.validation import cases as case_files
 from moesim.validation.cases import Case
 from moesim.validation.predict import Prediction, Refusal, labels, named, predict, unknown_metric
 from moesim.validation.statistics import Stats, statistics
+from moesim.validation.words import unit_of
 
 Progress = Callable[[str, float], None]
 
@@ -29,7 +30,7 @@ SHARE_POINTS = 0.005
 class Row:
     """One metric of one case. `error` is predicted / measured - 1; `predicted` None has a `reason`; `within_range`
     says whether the measured value lies from `low` to `high`; `tolerance` is the stated one, `broken` whether the
-    error is beyond it, `known` why that is expected."""
+    error is beyond it, `known` why that is expected; `unit` is that of the values in SI."""
 
     id: str
     kind: str
@@ -49,6 +50,7 @@ class Row:
     gpu: str = ""
     model: str = ""
     library: str = ""
+    unit: str = ""
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ def _silent(case: Case, metric: str, value: float | None, reason: str) -> Row:
     gpu, model, library = labels(case)
     return Row(
         case.id, case.kind, metric, value, None, None, reason=reason, known=case.known, gpu=gpu, model=model,
-        library=library,
+        library=library, unit=_unit(case, metric),
     )  # fmt: skip
 
 
@@ -195,7 +197,13 @@ def _compared(case: Case, metric: str, value: float, said: Prediction) -> Row:
         gpu=gpu,
         model=model,
         library=library,
+        unit=_unit(case, metric),
     )
+
+
+def _unit(case: Case, metric: str) -> str:
+    """The unit of a case's metric; a case of two scenarios is their ratio."""
+    return "ratio" if case.ratio_to is not None else unit_of(metric)
 
 
 def _good(metric: str, measured: float, predicted: float, allowed: float) -> bool:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 from moesim.errors import InternalError, UserError
-from moesim.provenance import Quantity
+from moesim.provenance import Quantity, worst
 from moesim.results.result import Result
 from moesim.roads import estimate, simulate
 from moesim.scenario.loading import load
@@ -19,16 +19,31 @@ _TOLD = ("software stack", "dispatcher", "host-bound")
 
 
 def train_step(case: Case, settings: Settings) -> dict[str, Prediction]:
-    """Every metric of the summary."""
+    """Every metric of the summary, or its ratio to another scenario's where the case is about that."""
     if case.scenario is None:
         raise InternalError(f"{case.id}: a training step without a scenario")
-    scenario = load(_document(case.scenario, settings.calibration))
+    found = _predicted(case.scenario, settings)
+    if case.ratio_to is None:
+        return found
+    other = _predicted({**case.scenario, **case.ratio_to}, settings)
+    return {name: _over(found[name], other[name]) for name in found if name in other and other[name].value > 0}
+
+
+def _predicted(document: dict[str, Any], settings: Settings) -> dict[str, Prediction]:
+    scenario = load(_document(document, settings.calibration))
     if settings.simulate:
         result = simulate(scenario, even_if_infeasible=True)
     else:
         result = estimate(scenario, even_if_infeasible=True)
     notes = _notes(result)
     return {name: _prediction(quantity, notes) for name, quantity in result.summary.items()}
+
+
+def _over(first: Prediction, second: Prediction) -> Prediction:
+    """A ratio of two steps: as far off as one of them may be, for what they share misses in both."""
+    notes, basis = tuple(dict.fromkeys([*first.notes, *second.notes])), worst([first.basis, second.basis])
+    share = 1.0 / second.value
+    return Prediction(first.value * share, first.low * share, first.high * share, basis, notes)
 
 
 def _document(scenario: dict[str, Any], calibration: str | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import re
 from functools import lru_cache
 
 from moesim import catalog
+from moesim.columns import SUMMARY
 from moesim.errors import UnknownNameError, UserError, nearest_hint, shorten
 
 # Parts of a device's name that do not tell it from its like.
@@ -71,6 +72,15 @@ def gpu_name(name: str) -> str:
     if found not in known:
         raise UserError(f"unknown gpu {shorten(name)!r}{nearest_hint(plain(name), known)}")
     return str(found)
+
+
+def unit_of(metric: str) -> str:
+    """The SI unit of a metric that a case measured, e.g. "dropped_token_fraction[1.25]"."""
+    name = metric.partition("[")[0]
+    if name in SUMMARY:
+        return SUMMARY[name].unit
+    ends = {"time": "s", "latency": "s", "bandwidth": "B/s", "flops_per_second": "FLOP/s", "fraction": "fraction"}
+    return next((unit for end, unit in ends.items() if name.endswith(end)), "ratio")
 
 
 def format_name(name: str) -> str:

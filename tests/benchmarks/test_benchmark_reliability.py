@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from time import process_time
 
 import numpy as np
 import pytest
@@ -18,11 +19,17 @@ DEEPSEEK = Path(__file__).parents[2] / "scenarios" / "deepseek-v3-2048-h800.yaml
 MONTH = 30 * 86400.0
 
 
-def test_ten_steps_and_a_month(benchmark: BenchmarkFixture) -> None:
+DISTURBED = ["simulation.jitter=0.05", "simulation.stragglers=[{gpu: 5, slowdown: 1.2}]"]
+
+
+@pytest.mark.parametrize("disturbed", [[], DISTURBED], ids=["failures", "jitter and a slow GPU too"])
+def test_ten_steps_and_a_month(benchmark: BenchmarkFixture, disturbed: list[str]) -> None:
     """Ten simulated steps of the main job and a month of training under failures: 30 s is the bar."""
     failures = "simulation.failures={mean_time_between_failures: 50000 h}"
-    scenario = moesim.load(DEEPSEEK, [failures, "simulation.steps=10", "workload.total_tokens=null"])
+    scenario = moesim.load(DEEPSEEK, [failures, "simulation.steps=10", "workload.total_tokens=null", *disturbed])
+    began = process_time()
     result = benchmark.pedantic(moesim.simulate, args=(scenario,), rounds=1, warmup_rounds=0)
+    print(f"\n{process_time() - began:.1f} s of the processor")
     assert result.summary["useful_time"].value == pytest.approx(MONTH, rel=1e-3)
     assert 0.9 < result.summary["goodput_fraction"].value < 1
 

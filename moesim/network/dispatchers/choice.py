@@ -95,7 +95,11 @@ def fastest(
     Those that no more than the law `common`'s `auto_tie`, nor more than the range of either, are apart count as equal:
     of them the best basis goes first, then the narrowest range. Raises `InfeasibleError` where none runs.
     """
-    rows = compare(known, demand, group, payload, multiprocessors)
+    return selected(known, compare(known, demand, group, payload, multiprocessors), group)
+
+
+def selected(known: Mapping[str, Dispatcher], rows: list[Compared], group: GroupNetwork) -> Choice:
+    """The choice among rows as `compare` orders them."""
     able = [row for row in rows if row.why_not is None]
     if not able:
         raise InfeasibleError("no known dispatcher runs on this group")

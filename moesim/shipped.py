@@ -1,0 +1,29 @@
+"""What travels with the package: the scenario files and the dashboard, in a wheel and in a checkout alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from moesim.errors import FileError
+
+_PACKAGE = Path(__file__).parent
+
+
+def scenarios() -> dict[str, Path]:
+    """Name -> file of every shipped scenario, by name; empty where the installation left them out."""
+    folder = _folder("_scenarios", "scenarios")
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))} if folder else {}
+
+
+def app() -> Path:
+    """The main file of the dashboard. Raises `FileError` where the installation left it out."""
+    folder = _folder("_app", "app")
+    if folder is None or not (folder / "main.py").is_file():
+        raise FileError("the dashboard's files are not part of this installation: pip install 'moesim[app]'")
+    return folder / "main.py"
+
+
+def _folder(installed: str, beside: str) -> Path | None:
+    """The folder inside the installed package, or the one beside it in a checkout."""
+    found = [folder for folder in (_PACKAGE / installed, _PACKAGE.parent / beside) if folder.is_dir()]
+    return found[0] if found else None

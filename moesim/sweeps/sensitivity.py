@@ -1,0 +1,222 @@
+"""Which input moves the answer most: every input to both ends of its range, alone, and Sobol indices of all together.
+
+One at a time (a tornado): the others stay as the scenario has them. Sobol indices: all are drawn from their ranges at
+once, evenly and independently; the first-order index of an input is the share of the answer's variance that it makes
+alone, the total index the share in which it has any part.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from moesim import roads
+from moesim.columns import SUMMARY
+from moesim.errors import InfeasibleError, UserError, nearest_hint, shorten
+from moesim.provenance import Quantity
+from moesim.scenario.scenario import Scenario
+from moesim.sweeps import sobol
+from moesim.sweeps.base import Source, base_of
+from moesim.sweeps.effects import Effect, End, Sensitivity
+from moesim.sweeps.executors import cores
+from moesim.sweeps.run import FEW, Progress, sweep
+from moesim.sweeps.sampling import drawn
+from moesim.sweeps.sensitivity_inputs import Input, Values, inputs_of, recorded_note
+from moesim.units import show
+
+Method = Literal["tornado", "sobol"]
+SAMPLES = 256
+MOST_SAMPLES = 1 << 16
+Row = tuple[float, str, str]
+"""The metric at a point, its status, and the reason where it is not done."""
+
+
+def sensitivity(
+    scenario: Source,
+    over: Mapping[str, Any] | None = None,
+    metric: str = "step_time",
+    method: Method = "tornado",
+    *,
+    samples: int = SAMPLES,
+    seed: int = 0,
+    progress: Progress | None = None,
+    workers: int | None = None,
+) -> Sensitivity:
+    """Which input moves `metric` (a column of the summary) most, by the closed form.
+
+    `over`: fields and their ranges, "200..800 Gb/s", "+-20%", two ends, or three and more values that it can have;
+    None takes the field's own range. Without `over`: the uncertain and decided inputs that apply to the scenario.
+    `sobol` costs `samples` (a power of two) times (inputs + 2) estimates on top of the tornado's two an input.
+    Raises `UserError` where the metric or a range makes no sense, `InfeasibleError` where the scenario does not fit.
+    """
+    return answer(ask(scenario, over, metric, method, samples), seed, progress, workers)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked, checked, with the scenario's own answer; `seconds`: what one estimate takes here."""
+
+    scenario: Scenario
+    inputs: tuple[Input, ...]
+    metric: str
+    method: Method
+    samples: int
+    base: Quantity
+    seconds: float
+    notes: tuple[str, ...]
+
+    @property
+    def estimates(self) -> int:
+        """Points to estimate at most."""
+        alone = 2 * len(self.inputs)
+        return alone if self.method == "tornado" else alone + self.samples * (len(self.inputs) + 2)
+
+    def cost(self, workers: int | None = None) -> str:
+        """What it takes, in words, before anything runs."""
+        count, several = len(self.inputs), self.estimates > FEW and workers != 0
+        used = (workers or cores()) if several else 1
+        parts = f"2 x {count} inputs"
+        if self.method == "sobol":
+            parts += f" and {self.samples:,} samples x ({count} inputs + 2)"
+        left = show(self.estimates * self.seconds / used, "s")
+        return f"{self.estimates:,} estimates ({parts}), about {left} on {used} process{'es' if used > 1 else ''}"
+
+
+def ask(
+    scenario: Source,
+    over: Mapping[str, Any] | None = None,
+    metric: str = "step_time",
+    method: Method = "tornado",
+    samples: int = SAMPLES,
+) -> Question:
+    """Reads a question and answers it at the scenario itself. Raises as `sensitivity` does."""
+    if metric not in SUMMARY:
+        raise UserError(f"unknown metric {shorten(metric)!r}{nearest_hint(metric, SUMMARY)}")
+    if method not in get_args(Method):
+        raise UserError(f"unknown method {shorten(method)!r}; allowed: {', '.join(get_args(Method))}")
+    if not 8 <= samples <= MOST_SAMPLES or samples & (samples - 1):
+        raise UserError(f"samples must be a power of two from 8 to {MOST_SAMPLES:,}, got {samples}")
+    loaded = scenario if isinstance(scenario, Scenario) else base_of(scenario).at({})
+    inputs = inputs_of(loaded, metric, over)
+    if method == "sobol" and len(inputs) < 2:
+        raise UserError("sobol shares the variance out among inputs: give two or more, or take method tornado")
+    base = roads.estimate(loaded).summary.get(metric)
+    if base is None:
+        needs = "; it needs workload.total_tokens and prices.gpu_hour" if metric == "cost" else ""
+        raise UserError(f"{loaded.name} has no {metric}{needs}")
+    began = time.perf_counter()
+    roads.estimate(loaded)
+    seconds = time.perf_counter() - began
+    note = recorded_note(loaded) if over is None else ""
+    return Question(loaded, inputs, metric, method, samples, base, seconds, (note,) if note else ())
+
+
+def answer(
+    question: Question, seed: int = 0, progress: Progress | None = None, workers: int | None = None
+) -> Sensitivity:
+    """Answers a question: the same numbers for the same seed, whatever number of workers."""
+    with TemporaryDirectory(prefix="moesim-") as folder:
+        run = _Run(question, Path(folder), progress, workers)
+        effects = run.alone()
+        notes = question.notes
+        if question.method == "sobol":
+            effects, more = run.together(effects, seed)
+            notes = (*notes, *more)
+    samples = question.samples if question.method == "sobol" else None
+    return Sensitivity(question.scenario.name, question.metric, question.base, _ordered(effects), samples, notes)
+
+
+def _ordered(effects: Sequence[Effect]) -> tuple[Effect, ...]:
+    """The strongest first: by total index where there is one, else by swing; without any answer last."""
+    return tuple(
+        sorted(effects, key=lambda one: (one.total is None, -(one.total.value if one.total else 0.0), -one.swing))
+    )
+
+
+class _Run:
+    """Estimates of one question; calibration files of its own stand in `folder` as long as it runs."""
+
+    def __init__(self, question: Question, folder: Path, progress: Progress | None, workers: int | None) -> None:
+        self.question, self.folder, self.progress, self.workers = question, folder, progress, workers
+        # Every name is looked up: numbers are all that varies.
+        self.document = question.scenario.document()
+
+    def alone(self) -> list[Effect]:
+        """Every input at both its ends, the others as they are."""
+        inputs = self.question.inputs
+        rows = self._ask([one.setting(end, self.folder) for one in inputs for end in one.ends], "one at a time")
+        ends = [End(at, *row) for at, row in zip((end for one in inputs for end in one.ends), rows, strict=True)]
+        triples = zip(inputs, ends[::2], ends[1::2], strict=True)
+        return [Effect(one, low, high, self.question.base.value) for one, low, high in triples]
+
+    def together(self, effects: list[Effect], seed: int) -> tuple[list[Effect], list[str]]:
+        """The effects with their Sobol indices, and what was left out of the ranges."""
+        used, notes = _within(effects)
+        if len(used) < 2:
+            raise UserError(f"sobol needs two inputs that move and have an answer; {'; '.join(notes)}")
+        samples = self.question.samples
+        shares = sobol.design(len(used), samples, seed)
+        points = [self._point(used, values) for values in drawn({one.field: one.kind for one in used}, shares)]
+        # Points of one calibration file follow each other, so that a worker reads it once.
+        order = sorted(range(len(points)), key=lambda at: str(points[at].get("cluster.calibration", "")))
+        rows = self._ask([points[at] for at in order], "all together")
+        _require_all(rows)
+        values = np.empty(len(points))
+        values[order] = [value for value, *_ in rows]
+        first, total = (
+            dict(zip([one.field for one in used], found, strict=True)) for found in sobol.indices(values, samples, seed)
+        )
+        fields = [(one, one.input.field) for one in effects]
+        return [replace(one, first=first.get(field), total=total.get(field)) for one, field in fields], notes
+
+    def _point(self, inputs: Sequence[Input], values: Values) -> Values:
+        found: Values = {}
+        for one in inputs:
+            found |= one.setting(values[one.field], self.folder)
+        return found
+
+    def _ask(self, points: list[Values], what: str) -> list[Row]:
+        """What becomes of each point, by the sweeps' executors."""
+        hear = self.progress
+        tell = None if hear is None else lambda _, share, left: hear(what, share, left)
+        table = sweep(self.document, over=points, workers=self.workers, progress=tell).arrow
+        columns = [table.column(name).to_pylist() for name in (self.question.metric, "status", "reason")]
+        return list(zip(*columns, strict=True))
+
+
+def _within(effects: Sequence[Effect]) -> tuple[list[Input], list[str]]:
+    """The inputs over what has an answer of their ranges, and what was cut off; a stated range is not cut.
+
+    Raises `UserError` for one that has no answer at an end.
+    """
+    used, notes = [], []
+    for effect in effects:
+        kept: Input | None = effect.input
+        for end in effect.ends:
+            if end.status == "done" or kept is None:
+                continue
+            if effect.input.asked:
+                raise UserError(
+                    f"{effect.input.field} = {effect.input.shown(end.at)} is {end.why}; state another range"
+                )
+            kept = kept.without(end.at)
+            notes.append(f"{effect.input.name} does not go to {effect.input.shown(end.at)}, which is {end.why}")
+        used += [kept] if kept is not None else []
+    return used, notes
+
+
+def _require_all(rows: Sequence[Row]) -> None:
+    """Raises where any point has no answer: indices of a part of the points would say nothing."""
+    missing = [(status, reason) for _, status, reason in rows if status != "done"]
+    if not missing:
+        return
+    status, reason = missing[0]
+    what = f"{len(missing):,} of {len(rows):,} points have no answer, the first is {status}: {shorten(reason, 300)}"
+    kind = InfeasibleError if status == "infeasible" else UserError
+    raise kind(f"{what}; narrow the ranges, or take method tornado")
