@@ -173,6 +173,7 @@ def test_an_unlisted_stack_is_assumed_and_its_range_holds_how_stacks_differ(stac
     assert before.high / before.value < 1.15
     assert before.value / before.low < 1.15
     assert min(step.high / step.value, step.value / step.low) >= 1.2
+    assert step.high / step.value > 1.4 > step.value / step.low
     assert step.basis == "assumed"
     assert any(
         "megatron-bridge-26.02 answered" in note and "20 % faster to 45 % slower" in note for note in found.notes

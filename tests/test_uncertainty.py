@@ -220,7 +220,7 @@ class WithoutLaws(Uncertainty):
 
     def __init__(self, account: Any) -> None:
         super().__init__(account)
-        self.exchange = 0.0
+        self.exchange = self.slower = 0.0
 
 
 @lru_cache

@@ -12,6 +12,7 @@ from math import exp, hypot, log1p, sqrt
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.costs.compute import coefficients
 from moesim.network.coefficients import law
 from moesim.provenance import Basis, Quantity, worst
 from moesim.results.account import Account
@@ -47,11 +48,14 @@ def doubts(model: StepModel) -> list[str]:
     return found
 
 
-def ranged(value: float, unit: str, basis: Basis, note: str, *, band: float = 0.0, margin: Margin = EXACT) -> Quantity:
-    """`value` with the range that a law's relative band and a margin of sampling make together."""
+def ranged(
+    value: float, unit: str, basis: Basis, note: str, *, band: float = 0.0, margin: Margin = EXACT, more: float = 0.0
+) -> Quantity:
+    """`value` with the range that a law's relative band and a margin of sampling make together; `more`: a band upwards
+    alone, of a value above 0."""
     if value > 0 and margin.below < value:
         down = hypot(log1p(band), log1p(-margin.below / value))
-        up = hypot(log1p(band), log1p(margin.above / value))
+        up = hypot(log1p(band), log1p(margin.above / value), log1p(more))
         return Quantity(value, unit, value * exp(-down), value * exp(up), basis, note)
     size = band * abs(value)
     return Quantity(value, unit, value - hypot(size, margin.below), value + hypot(size, margin.above), basis, note)
@@ -69,6 +73,7 @@ class Uncertainty:
     def __init__(self, account: Account) -> None:
         self.account, self.model = account, account.model
         self.stack: float = self.model.prices.rates.band
+        self.slower: float = self.model.prices.rates.slower
         self.exchange = self.model.mover.even.relative if account.exchanges else 0.0
 
     @cached_property
@@ -103,7 +108,8 @@ class Uncertainty:
         """Band of a part of compute, which no published step tells: equally large and independent misses of the parts
         make whole steps miss by the fit's residual; away from the fit's rows all parts miss alike."""
         parts = np.array([self.account.breakdown.get(name, 0.0) for name in COMPUTED])
-        residual = float(self.model.prices.data["residual"]["p90"])
+        # Of a user's own file, `residual` is of the steps measured.
+        residual = min(self.stack, float(coefficients()["residual"]["p90"]))
         apart = residual * float(parts.sum()) / sqrt(float(np.square(parts).sum()))
         return hypot(apart, sqrt(max(0.0, self.stack**2 - residual**2)))
 
@@ -121,8 +127,9 @@ class Uncertainty:
     def step(self) -> Quantity:
         """The step time."""
         basis = worst([*self.account.bases.values(), "assumed" if doubts(self.model) else "derived"])
-        note = f"90 % range: laws +-{100 * self.laws:.0f} %, by residuals of calibrated cases; {self._told}"
-        return ranged(self.account.step_seconds, "s", basis, note, band=self.laws, margin=self.steps)
+        wider = ", further toward slower for a stack that no row tells" if self.slower else ""
+        note = f"90 % range: laws +-{100 * self.laws:.0f} %, by residuals of calibrated cases{wider}; {self._told}"
+        return ranged(self.account.step_seconds, "s", basis, note, band=self.laws, margin=self.steps, more=self.slower)
 
     @property
     def _told(self) -> str:
