@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from math import prod
 
-from moesim.errors import Problem, nearest_hint
+from moesim.errors import InfeasibleError, Problem, nearest_hint
 from moesim.network.dispatchers import DISPATCHERS
 from moesim.network.links import problems as link_problems
 from moesim.network.seating import kind_of, told
@@ -235,7 +235,12 @@ def dispatcher_runs_here(scenario: Scenario) -> Iterator[Problem]:
     if kind not in DISPATCHERS or any(cluster_is_connected(scenario)):
         return
     layout = scenario.parallelism
-    refusal = DISPATCHERS[kind].runs_on(group(scenario.cluster, layout.expert, stride=layout.expert_tensor))
+    try:
+        network = group(scenario.cluster, layout.expert, stride=layout.expert_tensor)
+    except InfeasibleError as error:
+        yield Problem("parallelism.expert", str(error))
+        return
+    refusal = DISPATCHERS[kind].runs_on(network)
     if refusal is not None:
         why = told({"expert": kind_of(scenario.cluster, layout.expert, layout.expert_tensor)})
         yield Problem("dispatcher.kind", f"{refusal}; {why}" if why else refusal)

@@ -80,7 +80,7 @@ class SensitivityCharts:
         margin = base.mark_rule(color=INK, strokeWidth=1.5).encode(x=alt.X("low:Q", scale=scale), x2="high:Q")
         label, points = metric_label(self._of.metric), f"{self._of.samples:,} samples"
         below = f"{self._of.name}: all inputs at once, {points}; the lines are 90 % confidence"
-        return self._of_height(alt.layer(bars, margin), f"Which inputs make {label} vary", below, 34)
+        return self._of_height(alt.layer(bars, margin), f"Which inputs make {label} vary", below, 9)
 
     @staticmethod
     def _of_height(chart: ChartType, title: str, below: str, each: int) -> ChartType:

@@ -107,15 +107,15 @@ def _asked(scenario: Scenario, field: str, wanted: Any, known: Mapping[str, Inpu
             raise UserError(f"{field}: give its range as {field}=LOW..HIGH{nearest_hint(field, known)}")
         return known[field]
     label, unit = _LABELS.get(field, (field, ""))
+    if unit == FACTOR and field not in known:
+        raise UserError(f"{field}: {recorded_note(scenario) or 'a model without experts has no routing'}")
     base = known[field].base if field in known else base_value(scenario, field)
     kind, unit = read_range(field, wanted, base, unit)
-    asked = Input(label, field, kind, base, unit, "as asked", _field(field), asked=True)
     if unit != FACTOR:
-        return asked
-    if field not in known:
-        raise UserError(f"{field}: {recorded_note(scenario) or 'not a field that this scenario can scale'}")
-    levels = _levels(*asked.ends) if field == "stack" and isinstance(kind, Range) else kind
-    return replace(asked, kind=levels, setting=known[field].setting)
+        return Input(label, field, kind, base, unit, "as asked", _field(field), asked=True)
+    if field == "stack" and isinstance(kind, Range):
+        kind = _levels(kind.low, kind.high)
+    return replace(known[field], kind=kind, why="as asked", asked=True)
 
 
 def base_value(scenario: Scenario, field: str) -> float | None:

@@ -16,7 +16,7 @@ from moesim.sweeps.sobol import Index
 
 def table(found: Sensitivity) -> Table:
     """The strongest input first: its ends, the metric at either, and the swing as a share of the scenario's own answer;
-    with `sobol` its shares of the variance, alone and in all, instead of the metric. Below: why an end has no answer."""
+    with `sobol` its shares of the variance, alone and in all, instead. Below: why an end has no answer."""
     unit, label = SUMMARY[found.metric].unit, metric_label(found.metric)
     made = plain_table(
         f"What moves {label} of {shorten(found.name, 40)}, {shown(found.base.value, unit)}", first="input"
