@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from moesim.errors import FileError
+
+
+def plain_name(text: str) -> str:
+    """Text as a name that a scenario and a file may have: letters, digits, "+-._" and spaces, at most 100."""
+    return re.sub(r"[^\w.+ -]|^[. -]", "-", text)[:100].lstrip("-. ") or "unnamed"
 
 
 def target_of(path: str | os.PathLike[str]) -> Path:

@@ -19,6 +19,8 @@ from moesim.roads import estimate, simulate
 from moesim.scenario.scenario import Scenario
 
 Road = Literal["estimate", "simulate"]
+BROKEN = "internal error: "
+"""How the refusal of a candidate begins that failed by our mistake."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,21 @@ def question_line(road: Road, scenario: Scenario) -> str:
     return json.dumps({"road": road, "scenario": scenario.model_dump(mode="json")})
 
 
+def _safely(asked: dict[str, Any]) -> Answer:
+    """The answer; our own mistake is told as one, for a worker that ends would only be started again."""
+    try:
+        return ask(asked["road"], Scenario.model_validate(asked["scenario"]))
+    except Exception as error:  # noqa: BLE001 - told to the parent, which raises it
+        return Answer(asked["road"], {}, {}, {}, (), f"{BROKEN}{type(error).__name__}: {error}")
+
+
 def serve() -> None:
     """Answers questions until there are no more. What anything else prints does not get between the answers."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     for line in sys.stdin:
         asked = json.loads(line)
-        answers.write(as_line(ask(asked["road"], Scenario.model_validate(asked["scenario"]))) + "\n")
+        answers.write(as_line(_safely(asked)) + "\n")
         answers.flush()
 
 

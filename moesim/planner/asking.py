@@ -9,6 +9,8 @@ from typing import Any
 
 from moesim.catalog.yaml_files import parse_mapping, read_mapping
 from moesim.errors import Problem, ScenarioError, UserError, shorten
+from moesim.files import plain_name
+from moesim.planner.fields import with_stated
 from moesim.planner.run import read_spec
 from moesim.scenario.loading import override_key
 from moesim.specs.plan import PlanSpec
@@ -36,14 +38,16 @@ def spec_of(file: Path | None, line: Line) -> tuple[PlanSpec, Path]:
     where = str(file) if file else "plan"
     folder = file.parent if file else Path()
     scenario = document.get("scenario", {})
+    own = scenario if isinstance(scenario, dict) else {}
     if isinstance(scenario, str):
         path = folder / scenario
         scenario, folder = read_mapping(path), path.parent
     scenario = _scenario(scenario if isinstance(scenario, dict) else {}, line)
+    search = {**_mapping(document, "search", where), **_search(line)}
     document = {
         **document,
         "scenario": scenario,
-        "search": {**_mapping(document, "search", where), **_search(line)},
+        "search": with_stated(search, _scenario(own, line)),
         "limits": {**_mapping(document, "limits", where), **_said(line.limits)},
         "prices": {**_mapping(document, "prices", where), **_prices(line)},
         **_said(line.how),
@@ -51,7 +55,7 @@ def spec_of(file: Path | None, line: Line) -> tuple[PlanSpec, Path]:
     models = _listed(line.models)
     if models:
         document["models"] = models
-    return read_spec({"name": file.stem if file else "plan", **document}, where), folder
+    return read_spec({"name": plain_name(file.stem if file else "plan"), **document}, where), folder
 
 
 def _said(values: Mapping[str, Any]) -> dict[str, Any]:

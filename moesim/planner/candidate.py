@@ -5,6 +5,7 @@ F columns (`COLUMNS`, those of `Candidates`).
 
 from __future__ import annotations
 
+from moesim.files import plain_name
 from moesim.planner.reading import Question
 from moesim.planner.space import COLUMNS, Rows, candidates
 from moesim.scenario.scenario import Scenario
@@ -27,4 +28,4 @@ def name_of(scenario: Scenario) -> str:
     parts.append(f"pp{layout.pipeline}{chunks}")
     for label, degree in (("ep", layout.expert), ("etp", layout.expert_tensor), ("cp", layout.context)):
         parts += [f"{label}{degree}"] if degree > 1 else []
-    return "-".join([*parts, f"mb{scenario.workload.micro_batch}"])[:100]
+    return plain_name("-".join([*parts, f"mb{scenario.workload.micro_batch}"]))

@@ -60,6 +60,29 @@ def read(search: Mapping[str, Any], found: list[Problem]) -> Wanted:
     return _wanted(said)
 
 
+def with_stated(search: Mapping[str, Any], scenario: Mapping[str, Any]) -> dict[str, Any]:
+    """What to search where a scenario's keys state some of it: such a field has that one value, unless searched."""
+    found: dict[str, Any] = {}
+    named = {_SHORT.get(key, key) for key in search}
+    for key in _READERS:
+        if key not in named and not key.startswith("cluster."):
+            value = _at(scenario, key)
+            found |= {} if value is None else {key: [value]}
+    if any(key.startswith("overlap.") for key in search):
+        found.pop("overlap", None)
+    return {**found, **search}
+
+
+def _at(scenario: Mapping[str, Any], key: str) -> Any:
+    """The value of a field "a.b"; a lone name of a schedule or dispatcher is its kind."""
+    node: Any = scenario
+    for part in key.split("."):
+        if part == "kind" and isinstance(node, str):
+            return node
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node
+
+
 def _values(name: str, values: list[Any], where: str, found: list[Problem]) -> tuple[Any, ...]:
     """Each value read, once."""
     kept: list[Any] = []

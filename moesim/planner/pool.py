@@ -14,13 +14,15 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from queue import SimpleQueue
 
-from moesim.errors import InternalError
-from moesim.planner.answers import Answer, Road, ask, from_line, question_line
+from moesim.errors import InternalError, UserError
+from moesim.planner.answers import BROKEN, Answer, Road, ask, from_line, question_line
 from moesim.scenario.scenario import Scenario
 from moesim.sweeps.executors import cores
 
 FEWEST = 4
 """Questions for which starting workers would take longer than answering here."""
+MOST_LOST = 16
+"""Workers that may end on their own before the plan gives up."""
 
 
 class Pool:
@@ -33,6 +35,7 @@ class Pool:
         self.workers = workers or cores()
         self._all: list[subprocess.Popen[str]] = []
         self._over = False
+        self._lost = 0
         self._idle: SimpleQueue[subprocess.Popen[str]] = SimpleQueue()
 
     def __enter__(self) -> Pool:
@@ -93,13 +96,19 @@ class Pool:
         line = _exchanged(worker, question_line(road, scenario))
         if not line:
             code = worker.wait()
+            self._lost += 1
+            if self._lost > MOST_LOST:
+                raise UserError(f"{self._lost} worker processes ended, the last with exit code {code}: out of memory?")
             if not self._over:
                 worker = _worker()
                 self._all.append(worker)
         self._idle.put(worker)
         if not line:
             return Answer(road, {}, {}, {}, (), f"its worker process ended (exit code {code})")
-        return from_line(line)
+        answer = from_line(line)
+        if answer.refusal is not None and answer.refusal.startswith(BROKEN):
+            raise InternalError(f"a candidate of the plan failed: {answer.refusal.removeprefix(BROKEN)}")
+        return answer
 
 
 def _exchanged(worker: subprocess.Popen[str], question: str) -> str:

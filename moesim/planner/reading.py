@@ -76,9 +76,17 @@ def questions(spec: PlanSpec, folder: Path) -> tuple[Question, ...]:
 
 def _check_prices(spec: PlanSpec, found: list[Problem]) -> None:
     known = catalog.names("gpus")
-    own = [value.get("name") for value in spec.search.get("cluster.gpu", ()) if isinstance(value, Mapping)]
+    said = spec.search.get("cluster.gpu", ())
+    tried = [*(said if isinstance(said, (list, tuple)) else [said]), _gpu_of(spec.scenario)]
+    own = [value.get("name") for value in tried if isinstance(value, Mapping)]
     unknown = [name for name in spec.prices if name not in known and name not in own]
     found += [Problem(f"prices.{name}", f"unknown gpu {name!r}{nearest_hint(name, known)}") for name in unknown]
+
+
+def _gpu_of(scenario: Any) -> Any:
+    """The GPU that a scenario's keys name, None where they do not."""
+    cluster = scenario.get("cluster") if isinstance(scenario, Mapping) else None
+    return cluster.get("gpu") if isinstance(cluster, Mapping) else None
 
 
 def _question(spec: PlanSpec, document: Document, model: Any, wanted: Wanted, folder: Path) -> Question:

@@ -11,7 +11,9 @@ from pydantic import ValidationError
 
 from moesim.catalog.yaml_files import read_mapping
 from moesim.errors import Problem, ScenarioError, shorten
+from moesim.files import plain_name
 from moesim.planner.conclude import conclude
+from moesim.planner.fields import with_stated
 from moesim.planner.plan import Plan
 from moesim.planner.pool import Pool
 from moesim.planner.reading import questions
@@ -37,8 +39,9 @@ def plan(
     """The plan of a scenario (a `Scenario`, its keys, or its file), or of a plan file where nothing else is said.
 
     `search` maps fields of the scenario to values to try, `limits` and `objective` are those of a plan file, and so are
-    `more`: `prices`, `models`, `candidates`, `question`. What is not searched stays as the scenario has it; degrees,
-    micro-batch, recompute, schedule and overlap are searched unless `search` holds them. `workers`: processes that
+    `more`: `prices`, `models`, `candidates`, `question`. What is not searched stays as the scenario has it. Degrees,
+    micro-batch, recompute, schedule and overlap are searched anew where a `Scenario` or a scenario's file is given;
+    what a mapping or a plan file states of them stays, unless `search` names it. `workers`: processes that
     answer, one a core unless stated.
     Raises `ScenarioError` with all that is wrong. Nothing feasible is an answer: `plan.feasible` is false.
     """
@@ -53,7 +56,8 @@ def statement(
     """What a plan asks, checked by itself, and the folder in which files are looked up; `said`: keys of a plan file."""
     if isinstance(scenario, (str, os.PathLike)):
         return _from_file(Path(scenario), said)
-    return read_spec({**said, "scenario": _document(scenario, said.get("search") or {})}, "plan"), Path()
+    asked = {**said, "scenario": _document(scenario, said.get("search") or {})}
+    return read_spec(asked if isinstance(scenario, Scenario) else _kept(asked), "plan"), Path()
 
 
 def run(spec: PlanSpec, folder: Path, progress: Progress | None = None, workers: int | None = None) -> Plan:
@@ -67,26 +71,30 @@ def run(spec: PlanSpec, folder: Path, progress: Progress | None = None, workers:
 def read_spec(document: Mapping[str, Any], where: str) -> PlanSpec:
     """The specification in a mapping; raises `ScenarioError` with all that is wrong."""
     try:
-        return PlanSpec.model_validate({"name": _name(where), **document})
+        return PlanSpec.model_validate({"name": plain_name(where), **document})
     except ValidationError as error:
         raise ScenarioError(explain(error, PlanSpec), where) from error
 
 
 def load_spec(path: Path) -> PlanSpec:
     """The specification in a plan file."""
-    return read_spec({"name": _name(path.stem), **read_mapping(path)}, str(path))
-
-
-def _name(text: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "+._- " else "-" for letter in text)[:100] or "plan"
+    return read_spec({"name": plain_name(path.stem), **_kept(read_mapping(path))}, str(path))
 
 
 def _from_file(path: Path, given: Mapping[str, Any]) -> tuple[PlanSpec, Path]:
     """A plan file, or a scenario file with what is said beside it."""
     document = read_mapping(path)
     if "scenario" in document or "models" in document:
-        return read_spec({"name": _name(path.stem), **document, **given}, str(path)), path.parent
-    return read_spec({"name": _name(path.stem), **given, "scenario": document}, str(path)), path.parent
+        return read_spec({"name": plain_name(path.stem), **_kept({**document, **given})}, str(path)), path.parent
+    return read_spec({"name": plain_name(path.stem), **given, "scenario": document}, str(path)), path.parent
+
+
+def _kept(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A plan's keys where what its own scenario states of a layout stays, unless `search` names it."""
+    scenario, search = document.get("scenario"), document.get("search") or {}
+    if not isinstance(scenario, Mapping) or not isinstance(search, Mapping):
+        return dict(document)
+    return {**document, "search": with_stated(search, scenario)}
 
 
 def _with_scenario(spec: PlanSpec, folder: Path) -> tuple[PlanSpec, Path]:

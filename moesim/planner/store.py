@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from moesim.errors import FileError
-from moesim.files import target_of
+from moesim.files import plain_name, target_of
 from moesim.planner.columns import CANDIDATES
 from moesim.planner.explain import label
 from moesim.planner.plan import ModelPlan, Plan
@@ -55,7 +55,7 @@ def save(plan: Plan, folder: str | os.PathLike[str]) -> list[Path]:
 
 def winner_name(plan: Plan, model: ModelPlan) -> str:
     """The file of a model's winner."""
-    return "winner.yaml" if len(plan.models) == 1 else f"winner-{model.model}.yaml"
+    return "winner.yaml" if len(plan.models) == 1 else f"winner-{plain_name(model.model)}.yaml"
 
 
 def winner_yaml(model: ModelPlan) -> str:

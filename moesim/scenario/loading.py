@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from moesim import catalog
 from moesim.catalog import huggingface, recorded
 from moesim.catalog.yaml_files import parse_mapping, read_mapping
 from moesim.errors import Problem, ScenarioError, UserError, nearest_hint, shorten
+from moesim.files import plain_name
 from moesim.scenario.checks import problems as cross_field_problems
 from moesim.scenario.recorded_load import resolve_load
 from moesim.scenario.scenario import Scenario
@@ -46,7 +46,7 @@ def from_document(
             found.append(Problem("--set", str(error)))
     resolved = _resolve(document, found, folder or Path(where).parent)
     if name and "name" not in resolved:
-        resolved["name"] = re.sub(r"[^\w.+ -]|^\.", "-", name)[:100]
+        resolved["name"] = plain_name(name)
     try:
         scenario = Scenario.model_validate(resolved)
     except ValidationError as error:

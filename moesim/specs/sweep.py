@@ -19,6 +19,9 @@ SEED_FIELDS = ("simulation.seed", "routing.seed")
 Seed = Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)]
 Sampled = Literal["random", "latin_hypercube"]
 
+_MOST = 1e100
+"""Beyond this no field of a scenario has a meaning, and the width of a range could overflow."""
+
 
 class Range(Spec):
     """A range to draw from: whole numbers where both ends are whole, else real ones; text with a unit becomes SI.
@@ -40,6 +43,8 @@ class Range(Spec):
 
     @model_validator(mode="after")
     def _has_extent(self) -> Range:
+        if max(abs(self.low), abs(self.high)) > _MOST:
+            raise ValueError(f"low and high must lie within +-{_MOST:g}")
         if not self.low < self.high:
             raise ValueError(f"low {self.low} must be below high {self.high}")
         if self.log and self.low <= 0:

@@ -15,9 +15,12 @@ def main(number: int) -> None:
     connection = Connection(number)
     inbox: SimpleQueue[Task] = SimpleQueue()
     Thread(target=_listen, args=(connection, inbox), daemon=True).start()
-    connection.send_bytes(b"")
-    while True:
-        connection.send_bytes(answer(inbox.get()).text.encode())
+    try:
+        connection.send_bytes(b"")
+        while True:
+            connection.send_bytes(answer(inbox.get()).text.encode())
+    except OSError:
+        os._exit(0)  # the parent is gone: nobody wants the answer
 
 
 def _listen(connection: Connection, inbox: SimpleQueue[Task]) -> None:
