@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -287,6 +288,7 @@ def main() -> NoReturn:
         code = _fail(error, f"internal error, please report it (run again with --debug): {what}", 70, debug)
     code = code if isinstance(code, int) else 0
     if code == _INTERRUPTED:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second press must not cut the clearing up short
         say("moesim: interrupted: nothing was left half-written")
     sys.exit(code)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -429,16 +428,15 @@ def test_where_no_single_change_is_enough_the_message_says_so() -> None:
         moesim.estimate(moesim.load(document))
 
 
-def test_finding_what_relaxes_takes_little_time() -> None:
+def test_finding_what_relaxes_takes_few_looks_at_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = scenario(SMALL, *TOO_LONG)
     needed = moesim.estimate(loaded, even_if_infeasible=True).memory
+    looks = []
+    monkeypatch.setattr(
+        "moesim.results.relief.memory_by_rank", lambda *given: looks.append(given) or memory_by_rank(*given)
+    )
     reliefs(loaded, needed)
-    seconds = []
-    for _ in range(3):
-        begin = time.perf_counter()
-        reliefs(loaded, needed)
-        seconds.append(time.perf_counter() - begin)
-    assert min(seconds) < 0.05  # 4 ms here; wide enough for a busy machine
+    assert 2 <= len(looks) <= 40
 
 
 def test_the_fullest_rank_is_told_with_its_number() -> None:

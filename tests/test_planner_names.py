@@ -34,7 +34,9 @@ def question(model: Any, gpu: Any = "h100-sxm", **more: Any) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("text", ["Qwen/Mine", "../../evil", "Qwen3 (copy)", "-x", ".hidden", "", "ü" * 200, "plan (1)"])
+@pytest.mark.parametrize(
+    "text", ["Qwen/Mine", "../../evil", "Qwen3 (copy)", "-x", ".hidden", "", "ü" * 200, "plan (1)"]
+)
 def test_any_text_becomes_a_name(text: str) -> None:
     name = plain_name(text)
     scenario = moesim.load({**question("olmoe-1b-7b"), "name": name})
