@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 from screening_fixture import Case, drawn
@@ -12,6 +16,7 @@ from moesim.screening import run as screening_run
 from moesim.screening import scenario_of, screen
 from moesim.screening.columns import columns
 from moesim.screening.exchanges import NAMES, resolved
+from moesim.screening.memo import Memo
 from moesim.screening.memory import PARTS
 from moesim.screening.reference import one_by_one
 from moesim.specs.workload import OffloadSpec
@@ -94,6 +99,38 @@ def test_same_candidates_give_the_same_bytes() -> None:
     first, second = (screen(base, choices, candidates) for _ in range(2))
     for one, other in zip(vars(first).values(), vars(second).values(), strict=True):
         assert one == other if isinstance(one, tuple) else one.tobytes() == other.tobytes()
+
+
+def test_threads_change_no_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+    base, choices, candidates = drawn(CASES[0], 12, 6)
+    monkeypatch.setattr(screening_run, "BLOCK", 3)
+    found = []
+    for workers in (1, 3):
+        monkeypatch.setattr(screening_run, "WORKERS", workers)
+        # Another object of the same choices: nothing is known of it from before.
+        found.append(screen(base, replace(choices), candidates))
+    for name in ("step_seconds", "exposed_communication_seconds", "bubble_seconds", "memory_parts", "dropped_fraction"):
+        assert getattr(found[0], name).tobytes() == getattr(found[1], name).tobytes()
+
+
+def test_small_batches_say_what_one_large_one_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Laws that were asked for a batch answer for the next one, and are not asked again."""
+    base, choices, candidates = drawn(CASES[2], 12, 8)
+    asked: list[str] = []
+    answer = Memo.answer
+
+    def heard(memo: Memo, name: str, key: object, ask: Callable[[], Any]) -> Any:
+        return answer(memo, name, key, lambda: (asked.append(name), ask())[1])
+
+    monkeypatch.setattr(Memo, "answer", heard)
+    alone = [screen(base, replace(choices), candidates.rows(slice(row, row + 1))) for row in range(len(candidates))]
+    apart = len(asked)
+    asked.clear()
+    joined = [screen(base, choices, candidates.rows(slice(row, row + 1))) for row in range(len(candidates))]
+    assert len(asked) < apart
+    for one, other in zip(alone, joined, strict=True):
+        np.testing.assert_allclose(other.step_seconds, one.step_seconds, **SAME)
+        np.testing.assert_allclose(other.memory_parts, one.memory_parts, **SAME)
 
 
 def test_progress_grows_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,4 +80,5 @@ def test_cut_is_that_of_the_closed_form() -> None:
         steps = (int(generator.integers(4, 21)), 20, int(generator.integers(0, 3)), int(generator.integers(0, 60)))
         each = tuple(steps[kind == "moe"] / 20 for kind in kinds)
         true = cut(Weights(each, steps[2] / 20, steps[3] / 20), stages, count, mirrored)
-        assert cut_layers(kinds, stages, count, mirrored, steps) == true
+        row = np.array([[stages, count // stages, mirrored, *steps]])
+        assert cut_layers(kinds, row) == [true]

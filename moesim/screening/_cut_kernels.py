@@ -1,6 +1,6 @@
 """The compiled search for a cut: `step.balance.cut`, move by move, for planners that cut thousands of times.
 
-L layers, C chunks, R pipeline ranks.
+K cuts, L layers, C chunks, R pipeline ranks.
 """
 
 from __future__ import annotations
@@ -104,3 +104,17 @@ def search(layers: Floats, ends: Floats, rank_of: Ints, moves: int, sizes: Ints)
         sizes[from_chunk] -= 1
         sizes[to_chunk] += 1
         now[:] = best
+
+
+@compiled
+def search_all(
+    layers: Floats, ends: Floats, stages: Ints, counts: Ints, mirrored: Ints, moves: int, sizes: Ints
+) -> None:
+    """The best cuts of many: fills `sizes` [K, C] up to each one's `counts`; `layers` [K, L], `ends` [K, 3]; ranks
+    that are `mirrored` hold a chunk and its mirror image, others every `stages`-th."""
+    for k in range(len(counts)):
+        count = counts[k]
+        rank_of = np.arange(count)
+        for chunk in range(count):
+            rank_of[chunk] = min(chunk, count - 1 - chunk) if mirrored[k] else chunk % stages[k]
+        search(layers[k], ends[k], rank_of, moves, sizes[k, :count])

@@ -261,19 +261,20 @@ def fill_legs(n: int, kind: int, legs: Legs, slots: Slots, seconds: Floats, mean
 
 
 @compiled
-def slot_maps(slots: Slots, legs: Legs, maps: Floats, spent: Floats) -> None:
-    """Fills the maps [N, K, 3, 3] of slots whose exchanges run beside compute, and `spent` [N, K, 2]: seconds of a
-    slot, and of the mean rank's compute in it."""
+def slot_maps(slots: Slots, legs: Legs, rows: Ints, places: Ints, maps: Floats, spent: Floats) -> None:
+    """Fills the maps [N, K, 3, 3] of slots whose exchanges run beside compute, and `spent` [2, N, K], seconds of a slot
+    and of the mean rank's compute in it: at `places` those of the candidates `rows` of the legs."""
     most = 0
     for t in range(len(slots.edges) - 1):
         most = max(most, slots.edges[t + 1] - slots.edges[t])
     seconds, mean, slowed = np.empty(most), np.empty(most), np.empty(most)
     spans, ends = np.empty((most, 2)), np.empty((most, 3))
-    for n in range(len(maps)):
+    for n in range(len(rows)):
+        place = places[n]
         for kind in range(len(slots.template)):
             first, last = slots.edges[slots.template[kind]], slots.edges[slots.template[kind] + 1]
-            found = maps[n, kind]
-            fill_legs(n, kind, legs, slots, seconds, mean, slowed)
+            found = maps[place, kind]
+            fill_legs(rows[n], kind, legs, slots, seconds, mean, slowed)
             if slots.shape[slots.template[kind]] == CHAIN:
                 chain(slots.operations, seconds, first, last, found)
             else:
@@ -282,21 +283,7 @@ def slot_maps(slots: Slots, legs: Legs, maps: Floats, spent: Floats) -> None:
                 if slots.shape[slots.template[kind]] == ONE_SIDE:
                     found[1] = found[0]
                     found[2] = found[0]
-            spent[n, kind, 0], spent[n, kind, 1] = found[0, 0], 0.0
+            spent[0, place, kind], spent[1, place, kind] = found[0, 0], 0.0
             for o in range(last - first):
                 if slots.operations[first + o, 2] == 0:
-                    spent[n, kind, 1] += mean[o]
-
-
-@compiled
-def fullest_moments(held: Floats, edges: Ints, sizes: Floats, most: Floats) -> None:
-    """The most that each rank holds at once [N, P], from moments [.., 2 V] and the bytes of each chunk [N, P, 2 V]."""
-    for n in range(len(sizes)):
-        for p in range(edges.size - 1):
-            best = 0.0
-            for m in range(edges[p], edges[p + 1]):
-                total = 0.0
-                for v in range(held.shape[1]):
-                    total += held[m, v] * sizes[n, p, v]
-                best = max(best, total)
-            most[n, p] = best
+                    spent[1, place, kind] += mean[o]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from moesim.network.topology import group
 from moesim.scenario.scenario import ResolvedSchedule, Scenario
 from moesim.screening.candidates import Candidates, Choices, scenario_of
+from moesim.screening.memo import Memo, memo_of
 from moesim.specs.cluster import ClusterSpec
 from moesim.step.model import StepModel
 from moesim.step.operations import Aside
@@ -40,6 +41,7 @@ class Columns:
 
     scenario: Scenario
     choices: Choices
+    memo: Memo
     rows: Candidates
     site: Ints
     gpus: Ints
@@ -81,6 +83,17 @@ class Columns:
         """What one candidate's slots run beside their own exchanges."""
         return StepModel(self.scenario_at(row)).aside
 
+    def keyed(self, law: str, ask: Callable[[int], object], *keys: NDArray[np.generic]) -> Keyed:
+        """Asks a law for one row of each distinct key that it was not asked for before; keys have to mean the same for
+        all candidates of a scenario."""
+        first, key = distinct(*keys)
+        names = zip(*(np.asarray(each)[first].tolist() for each in keys), strict=True)
+        found = [
+            self.memo.answer(law, name, lambda row=row: ask(row))  # type: ignore[misc]
+            for row, name in zip(first.tolist(), names, strict=True)
+        ]
+        return Keyed(key, np.array(found, dtype=np.float64))
+
     def part(self, chosen: slice | Ints) -> Columns:
         """Some of the candidates."""
         kept = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -108,6 +121,7 @@ def columns(scenario: Scenario, choices: Choices, rows: Candidates) -> Columns:
     return Columns(
         scenario=scenario,
         choices=choices,
+        memo=memo_of(scenario, choices),
         rows=rows,
         site=_sites(choices.clusters)[rows.cluster],
         gpus=gpus,
@@ -170,8 +184,11 @@ def distinct(*keys: NDArray[np.generic]) -> tuple[Ints, Ints]:
 
 
 def _together(*keys: Ints) -> Ints:
-    """One number for each combination of keys [C]."""
-    return distinct(*keys)[1]
+    """One number for each combination of keys [C], the same whatever the other candidates are."""
+    found = np.zeros_like(keys[0])
+    for key in keys:
+        found = (found << 20) + key
+    return found
 
 
 def _seats(choices: Choices, cluster: Ints, ranks: Ints, stride: Ints) -> Ints:

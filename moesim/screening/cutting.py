@@ -5,12 +5,10 @@ C candidates, of which equal cuts share a `Layout`.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.screening._cut_kernels import search
+from moesim.screening._cut_kernels import search_all
 from moesim.screening.columns import MIRRORED, Columns, distinct
 from moesim.screening.layouts import Layout
 from moesim.screening.prices import Prices, repeats_experts
@@ -27,11 +25,11 @@ def layouts(cols: Columns, found: Prices, known: dict[Name, Layout]) -> tuple[li
     mirrored = cols.is_kind(*MIRRORED)
     keys = (cols.rows.pipeline, cols.chunks, mirrored, *_steps(cols, found))
     first, key = distinct(*keys)
+    table = np.stack(keys, axis=-1)[first]
     numbers: dict[Name, int] = {}
     of_key = []
-    for row, (stages, chunks, mirrors, *steps) in zip(first, np.stack(keys, axis=-1)[first].tolist(), strict=True):
-        sizes = _sizes(cols, int(stages), int(stages * chunks), bool(mirrors), tuple(steps))
-        name = (stages, chunks, bool(mirrors), sizes)
+    for row, key_row, sizes in zip(first, table.tolist(), _sizes(cols, table), strict=True):
+        name = (*key_row[:2], bool(key_row[2]), sizes)
         if name not in known:
             scenario = cols.scenario_at(int(row))
             stated = scenario.stack_options.model_copy(update={"pipeline_layout": sizes})
@@ -40,30 +38,30 @@ def layouts(cols: Columns, found: Prices, known: dict[Name, Layout]) -> tuple[li
     return [known[name] for name in numbers], np.array(of_key)[key]
 
 
-def _sizes(cols: Columns, stages: int, count: int, mirrored: bool, steps: tuple[int, ...]) -> tuple[int, ...]:
-    """Layers of each of `count` chunks."""
-    stated, model = cols.scenario.stack_options.pipeline_layout, cols.scenario.model
-    if stated is not None and len(stated) == count:
-        return stated
-    if not any(steps):
-        return (model.layers // count,) * count
-    return cut_layers(model.layer_kinds, stages, count, mirrored, steps)
+def _sizes(cols: Columns, table: Ints) -> list[tuple[int, ...]]:
+    """Layers of each chunk, for rows of pipeline ranks, chunks a rank, whether mirrored, and steps [K, 7]."""
+    kept, model = cols.scenario.stack_options.pipeline_layout, cols.scenario.model
+    counts = table[:, 0] * table[:, 1]
+    searched = np.asarray(table[:, 3:].any(axis=1))
+    if kept:
+        searched = searched & (counts != len(kept))
+    found = iter(cut_layers(model.layer_kinds, table[searched]))
+    return [
+        next(found) if looked else kept if kept and len(kept) == count else (model.layers // count,) * count
+        for looked, count in zip(searched.tolist(), counts.tolist(), strict=True)
+    ]
 
 
-@lru_cache(maxsize=1 << 16)
-def cut_layers(
-    kinds: tuple[str, ...], stages: int, count: int, mirrored: bool, steps: tuple[int, ...]
-) -> tuple[int, ...]:
-    """The cut of `step.balance` for work in parts of a layer: of a dense and an MoE layer, before the first and behind
-    the last."""
-    dense, moe, before, behind = (step / STEPS_A_LAYER for step in steps)
-    layers = np.array([moe if kind == "moe" else dense for kind in kinds])
-    rank_of = np.arange(count) % stages
-    if mirrored:
-        rank_of = np.minimum(np.arange(count), count - 1 - np.arange(count))
-    sizes = np.zeros(count, dtype=np.int64)
-    search(layers, np.array([before, behind, np.mean(layers)]), rank_of, MOVES, sizes)
-    return tuple(sizes.tolist())
+def cut_layers(kinds: tuple[str, ...], table: Ints) -> list[tuple[int, ...]]:
+    """The cuts of `step.balance`, for rows [K, 7] of pipeline ranks, chunks a rank, whether ranks hold mirror images,
+    and work in parts of a layer: of a dense and an MoE layer, before the first and behind the last."""
+    stages, counts = np.ascontiguousarray(table[:, 0]), table[:, 0] * table[:, 1]
+    work = table[:, 3:] / STEPS_A_LAYER
+    layers = np.ascontiguousarray(work[:, [int(kind == "moe") for kind in kinds]])
+    ends = np.column_stack([work[:, 2:], layers.mean(axis=-1)])
+    sizes = np.zeros((len(table), counts.max(initial=0)), dtype=np.int64)
+    search_all(layers, ends, stages, counts, np.ascontiguousarray(table[:, 2]), MOVES, sizes)
+    return [tuple(row[:count]) for row, count in zip(sizes.tolist(), counts.tolist(), strict=True)]
 
 
 def _steps(cols: Columns, found: Prices) -> tuple[Ints, ...]:

@@ -25,7 +25,7 @@ from moesim.network.dispatchers.choice import Compared, compare, selected
 from moesim.network.topology import group
 from moesim.routing.moments import Moments
 from moesim.screening.columns import Columns, Keyed, distinct, keyed
-from moesim.screening.loads import GroupLoad, Routed, group_keys, group_load
+from moesim.screening.loads import GroupLoad, Routed, group_load, group_name
 from moesim.step.interference import exchange_traffic
 from moesim.step.model import StepModel
 from moesim.step.mover import Mover, even_demand
@@ -100,20 +100,20 @@ class Families:
 def families(cols: Columns, moments: dict[int, Moments], network: str) -> Families:
     """Asks the network's laws once for each family."""
     rows, dispatcher = cols.rows, resolved(cols)
-    first, family = distinct(cols.site, cols.expert_seats, rows.expert, rows.expert_tensor, rows.capacity, dispatcher)
+    keys = (cols.site, cols.expert_seats, rows.expert, rows.expert_tensor, rows.capacity, dispatcher)
+    first, family = distinct(*keys)
     # Many sequences and tokens even a load out: the two ends of a family stand there.
     rank = np.lexsort((cols.group_tokens, cols.sequences))
     order = rank[np.argsort(family[rank], kind="stable")]
     edges = np.searchsorted(family[order], np.arange(len(first) + 1))
-    group, found = group_keys(cols)[1], []
-    loads: dict[int, GroupLoad] = {}
-    for number in range(len(first)):
-        ends = []
-        for row in order[[edges[number + 1] - 1, edges[number]]].tolist():
-            if group[row] not in loads:
-                loads[group[row]] = group_load(cols, row, moments)
-            ends.append(_alone(cols, row, loads[group[row]], network, NAMES[dispatcher[row]]))
-        found.append(_family(ends))
+    found = []
+    for number, name in enumerate(np.stack(keys, axis=-1)[first].tolist()):
+        ends = order[[edges[number + 1] - 1, edges[number]]].tolist()
+
+        def ask(ends: list[int] = ends, name: str = NAMES[name[-1]]) -> Family:
+            return _family([_alone(cols, row, group_load(cols, row, moments), network, name) for row in ends])
+
+        found.append(cols.memo.answer("families", (network, *name, *(group_name(cols, row) for row in ends)), ask))
     return Families(tuple(found), family, dispatcher)
 
 
@@ -254,7 +254,12 @@ def _automatic(cols: Columns, row: int, sizes: Ints) -> list[int]:
     def ask(size: int) -> list[Compared]:
         return compare(DISPATCHERS, _scaled(demand, size / own), network, copy, scenario.dispatcher.multiprocessors)
 
-    asked = {int(size): ask(int(size)) for size in sizes[np.unique([0, len(sizes) // 2, len(sizes) - 1])]}
+    here = (cols.site[row], cols.expert_seats[row], layout.expert, layout.expert_tensor)
+    chosen = sizes[np.unique([0, len(sizes) // 2, len(sizes) - 1])].tolist()
+    asked = {
+        size: cols.memo.answer("dispatchers", (*map(int, here), size), lambda size=size: ask(size))  # type: ignore[misc]
+        for size in chosen
+    }
     tables = {size: {line.name: line for line in table} for size, table in asked.items()}
     powers = np.linalg.inv(np.array([[1.0, size, size**0.5] for size in asked])) if len(asked) == 3 else None
 

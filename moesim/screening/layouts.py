@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import count as counted
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 
 from moesim.errors import InternalError
 from moesim.scenario.scenario import Scenario
+from moesim.screening._load_kernels import fullest_ranks
+from moesim.screening._rank_kernels import Kinds
 from moesim.screening._walk_kernels import topological_order, undominated
 from moesim.step.data_parallel import held_parameters
 from moesim.step.layout import Chunk, chunks, chunks_on
@@ -24,11 +27,15 @@ from moesim.step.schedules import rows
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Steps = NDArray[np.int32]
+PlanName = tuple[str, int, int, int, bool]
 SIDES = 3
 """Forward, backward, weight gradients: what a slot may do."""
 _ENOUGH, _LEAST = (2, 4), 8
 """How many times its ranks, or so many, the microbatches of the two shorter schedules are from which a longer one is
 extended in a straight line."""
+
+_MAKES: dict[tuple[object, ...], int] = {}
+_NUMBERS = counted()
 
 
 class Layout:
@@ -73,10 +80,10 @@ class Layout:
         return kept
 
     @cached_property
-    def makes(self) -> list[tuple[object, ...]]:
-        """What each chunk is made of, apart from where it stands."""
+    def makes(self) -> list[int]:
+        """What each chunk is made of, apart from where it stands: a number for each make."""
         return [
-            (tuple(self.kinds[layer] for layer in chunk.layers), chunk.embedding, chunk.head, chunk.mtp_layers)
+            _make((tuple(self.kinds[layer] for layer in chunk.layers), chunk.embedding, chunk.head, chunk.mtp_layers))
             for chunk in self.chunks
         ]
 
@@ -93,8 +100,7 @@ def _after(found: tuple[Chunk, ...], empty: Chunk) -> int:
 
 class Cuts(NamedTuple):
     """Layouts of candidates that have as many pipeline ranks and chunks [N, C]: see `Layout`; `held` [N, P, 2] as its
-    method has it. `layouts` are those that
-    occur and `which` of them each candidate has [N]; `devices` [N, P] as `Places` has them."""
+    method has it. `layouts` are those that occur, `which` each candidate has [N]; `devices` [N, P] as in `Places`."""
 
     layouts: list[Layout]
     which: Ints
@@ -146,22 +152,28 @@ class Places:
             [known.setdefault(tuple(layout.places(device)), len(known)) for device in range(layout.stages)]
             for layout in layouts
         ]
-        each = list(known)
-        self.joined = np.concatenate(each)
-        self.counts = np.array([len(places) for places in each])
-        self.starts = np.cumsum([0, *self.counts[:-1]])
+        joined = np.concatenate([np.array(places) for places in known])
+        starts = np.cumsum([0, *(len(places) for places in known)])
         # A device's places are a few runs of layers.
-        begins = np.append(True, np.diff(self.joined) != 1)
-        begins[self.starts] = True
+        begins = np.append(True, np.diff(joined) != 1)
+        begins[starts[:-1]] = True
         first = np.flatnonzero(begins)
-        self.run_first, self.run_end = self.joined[first], self.joined[np.append(first[1:], len(begins)) - 1] + 1
-        self.runs = np.searchsorted(first, self.starts)
+        self.runs = np.stack([joined[first], joined[np.append(first[1:], len(begins)) - 1] + 1], axis=-1)
+        self.edges = np.searchsorted(first, starts)
+
+    def __len__(self) -> int:
+        return len(self.edges) - 1
 
     def fullest(self, rows: Floats) -> tuple[Floats, Floats]:
         """Rows [L, R] on the rank that each device's layers load most on average, and in any one of them [D]."""
-        sums = np.concatenate([np.zeros((1, rows.shape[1])), np.cumsum(rows, axis=0)])
-        found = np.add.reduceat(sums[self.run_end] - sums[self.run_first], self.runs, axis=0).max(axis=-1)
-        return found / self.counts, np.maximum.reduceat(rows.max(axis=-1)[self.joined], self.starts)
+        mean, most = np.empty(len(self)), np.empty(len(self))
+        fullest_ranks(rows, self.runs, self.edges, mean, most)
+        return mean, most
+
+
+def _make(made: tuple[object, ...]) -> int:
+    # Threads may ask at once: a number that loses is never given out again.
+    return _MAKES.setdefault(made, next(_NUMBERS))
 
 
 @dataclass(frozen=True)
@@ -174,7 +186,7 @@ class Plan:
     all ranks one after the other: microbatches between forward and backward and those owed, by chunk; `edges` [P + 1].
     """
 
-    name: tuple[str, int, int, int, bool]
+    name: PlanName
     steps: Steps
     kinds: Ints
     stage: Ints
@@ -183,12 +195,20 @@ class Plan:
     held: Floats
     edges: Ints
 
-    def among(self, other: Plan) -> Ints:
-        """The place of each kind of slot [K] among another plan's of the same ranks and chunks."""
+    def among(self, other: Plan) -> tuple[Steps, Floats]:
+        """Steps, and how often each kind of slot occurs, by another plan's numbers of the kinds."""
         if self is other:
-            return np.arange(len(self.kinds))
+            return self.steps, self.uses
         place = {kind: number for number, kind in enumerate(zip(other.stage, *other.kinds.T, strict=True))}
-        return np.array([place[kind] for kind in zip(self.stage, *self.kinds.T, strict=True)])
+        numbers = np.array([place[kind] for kind in zip(self.stage, *self.kinds.T, strict=True)])
+        steps, uses = self.steps.copy(), np.zeros(len(other.kinds))
+        steps[:, 1], uses[numbers] = numbers[self.steps[:, 1]], self.uses
+        return steps, uses
+
+    @cached_property
+    def sorts(self) -> Kinds:
+        """What kinds of slots wait for."""
+        return Kinds(self.stage, *self.waits, self.received)
 
     @cached_property
     def waits(self) -> tuple[Floats, Floats]:
@@ -213,6 +233,12 @@ def lengths(stages: int, microbatches: int) -> tuple[int, ...]:
     """Microbatches of the schedule to walk, or of the two from which it is extended."""
     near, far = (times * stages * -(-_LEAST // stages) for times in _ENOUGH)
     return (microbatches,) if microbatches <= far else (near, far)
+
+
+@lru_cache(maxsize=1024)
+def walked_plan(name: PlanName, longest: PlanName) -> tuple[Steps, Floats]:
+    """Steps of a plan, and how often it has each kind of slot, in the longest one's numbers of kinds."""
+    return plan(*name).among(plan(*longest))
 
 
 @lru_cache(maxsize=1024)

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.closed_form.expected import Loads, expected_loads
-from moesim.costs.compute import grouped_seconds
 from moesim.routing.moments import Moments
+from moesim.screening._load_kernels import price_rows
 from moesim.screening.columns import Columns, distinct
 from moesim.screening.layouts import Places
 from moesim.screening.unit_prices import Units
@@ -55,6 +55,17 @@ class GroupLoad:
 
 def group_load(cols: Columns, row: int, moments: dict[int, Moments]) -> GroupLoad:
     """The expected load of one candidate; `moments` holds what is known of the load by sequence length."""
+    return cols.memo.answer("group loads", group_name(cols, row), lambda: _group_load(cols, row, moments))
+
+
+def group_name(cols: Columns, row: int) -> tuple[int, ...]:
+    """What the expected load of a candidate follows from."""
+    rows = cols.rows
+    degrees = (rows.tensor[row] * rows.context[row], rows.expert[row], rows.expert_tensor[row])
+    return (*map(int, degrees), int(cols.tokens[row]), int(rows.micro_batch[row]), int(rows.capacity[row]))
+
+
+def _group_load(cols: Columns, row: int, moments: dict[int, Moments]) -> GroupLoad:
     model = StepModel(cols.scenario_at(row))
     loads = expected_loads(model, moments[sequence_length(model)])
     rows = model.computed_rows(loads.kept)
@@ -69,7 +80,7 @@ def sequence_length(model: StepModel) -> int:
 
 def known_moments(cols: Columns) -> dict[int, Moments]:
     """The load's moments for every length of sequence that occurs."""
-    rows, found = cols.rows, dict[int, Moments]()
+    rows, found = cols.rows, cols.memo.law("moments")
     for row in distinct(rows.tensor * rows.context, rows.micro_batch, rows.expert_tensor)[0]:
         model = StepModel(cols.scenario_at(row))
         length = sequence_length(model)
@@ -118,7 +129,7 @@ def routed(cols: Columns, units: Units, unit: Ints, places: Places, moments: dic
     layers = len(StepModel(cols.scenario_at(0)).moe_index)
     sums = np.zeros((4, len(firsts), layers + 1))
     dropped, sent, busiest = np.zeros(len(first)), np.zeros(len(first)), np.zeros((len(first), layers))
-    kept, most = (np.zeros((len(first), len(places.counts))) for _ in range(2))
+    kept, most = (np.zeros((len(first), len(places))) for _ in range(2))
     for number, row in enumerate(first):
         load = group_load(cols, int(row), moments)
         own = load.ranks / cols.tokens[row]
@@ -146,12 +157,9 @@ def _copies(cols: Columns, row: int, load: GroupLoad) -> Floats:
 
 def _priced(load: GroupLoad, units: Units, unit: int, parts: int) -> Floats:
     """Product seconds and rows [4, L]: of the rank that takes longest in each layer, and of the mean rank."""
-    cost = units.rows
-    active = None if load.active is None else load.by_rank(load.active)
-    stretch = parts * cost.stretch[unit]
-    products = stretch * grouped_seconds(
-        load.by_rank(load.rows) / parts, cost.arithmetic[unit], cost.weights[unit], active
-    )
-    longest = (products + cost.stretch[unit] * cost.memory[unit] * load.ranks).argmax(axis=-1)[:, None]
-    busiest = [np.take_along_axis(values, longest, axis=-1)[:, 0] for values in (products, load.ranks)]
-    return np.stack([*busiest, products.mean(axis=-1), load.ranks.mean(axis=-1)])
+    cost, found = units.rows, np.empty((4, len(load.rows)))
+    active = (load.rows > 0).astype(np.float64) if load.active is None else load.active
+    law = np.array([cost.arithmetic[unit] / parts, cost.weights[unit], parts * cost.stretch[unit]])
+    rows_law = float(cost.stretch[unit] * cost.memory[unit])
+    price_rows(load.rows, active, load.ranks, law, rows_law, found)
+    return found

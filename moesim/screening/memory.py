@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from moesim.costs import memory as law
 from moesim.costs.memory import Shards
-from moesim.screening._walk_kernels import fullest_moments
-from moesim.screening.columns import KINDS, Columns, Keyed, distinct, keyed
+from moesim.screening._rank_kernels import fullest_moments
+from moesim.screening.columns import KINDS, Columns, Keyed, distinct
 from moesim.screening.layouts import Cuts, lengths, plan
 from moesim.screening.loads import Routed
 from moesim.screening.once import Rings, held, rings
@@ -55,7 +55,9 @@ class Sizes(NamedTuple):
 def sizes(cols: Columns) -> Sizes:
     """Asks the laws once for each key."""
     rows = cols.rows
-    rooms = keyed(lambda row: gathered_at_once(cols.scenario_at(row)), rows.tensor, rows.expert, rows.expert_tensor)
+    rooms = cols.keyed(
+        "rooms", lambda row: gathered_at_once(cols.scenario_at(row)), rows.tensor, rows.expert, rows.expert_tensor
+    )
     return Sizes(rings(cols), _token_bytes(cols), rooms)
 
 
@@ -118,7 +120,7 @@ def _token_bytes(cols: Columns) -> Keyed:
             found += [none.attention, none.dense, none.experts, one.experts - none.experts]
         return found
 
-    return keyed(ask, cols.rows.recompute, cols.rows.tensor, cols.rows.expert_tensor)
+    return cols.keyed("token bytes", ask, cols.rows.recompute, cols.rows.tensor, cols.rows.expert_tensor)
 
 
 def _activations(cols: Columns, cut: Cuts, token: Floats, kept_rows: Floats) -> tuple[Floats, Floats, Floats]:

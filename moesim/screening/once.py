@@ -15,7 +15,7 @@ from moesim.costs.memory import gradient_bytes
 from moesim.network.collectives import Use, ring_law
 from moesim.network.seating import domain_size
 from moesim.network.topology import group
-from moesim.screening.columns import Columns, Keyed, keyed
+from moesim.screening.columns import Columns, Keyed
 from moesim.screening.layouts import Cuts
 from moesim.step.own_kernels import optimizer_ratio
 from moesim.step.prices import Prices
@@ -70,7 +70,7 @@ def _rings(cols: Columns, ranks: Ints, stride: Ints) -> Rings:
         return law.alpha, 1.0 / law.rate
 
     mirrored = np.where(copies(cols) > 1, cols.rows.pipeline, 0)
-    return Rings(ranks, keyed(ask, cols.rows.cluster, ranks, stride, mirrored))
+    return Rings(ranks, cols.keyed(f"ring {use}", ask, cols.rows.cluster, ranks, stride, mirrored))
 
 
 def hop_seconds(cols: Columns, stack: Floats) -> tuple[Floats, Floats]:
@@ -91,7 +91,7 @@ def hop_seconds(cols: Columns, stack: Floats) -> tuple[Floats, Floats]:
     size = np.array([domain_size(cluster) for cluster in cols.choices.clusters])[rows.cluster]
     inside = cols.gpus // rows.pipeline < size
     keys = (inside * each for each in (*together, interleaved * cols.chunks))
-    start, each = keyed(ask, rows.cluster, rows.pipeline, *keys).each.T
+    start, each = cols.keyed("hop", ask, rows.cluster, rows.pipeline, *keys).each.T
     hop = (start + each * 2.0 * cols.tokens * cols.scenario.model.d_model) * stack
     data = [coefficients(cluster.calibration)["pipeline_exposed"] for cluster in cols.choices.clusters]
     hidden = np.array([overlap.pipeline for overlap in cols.choices.overlaps])[rows.overlap]
@@ -142,7 +142,7 @@ def updates(cols: Columns) -> Keyed:
         rate = data["memory_efficiency"] * gpu.memory_bandwidth
         return float(data["optimizer_bytes"] / rate * optimizer_ratio(scenario)), float(data["optimizer_seconds"])
 
-    return keyed(ask, cols.rows.cluster)
+    return cols.keyed("update", ask, cols.rows.cluster)
 
 
 def _update(cols: Columns, groups: tuple[Rings, Rings], parameters: tuple[Floats, Floats], law: Keyed) -> Floats:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.costs.compute import grouped_seconds, smooth_max
-from moesim.screening.columns import Columns, Keyed, keyed
+from moesim.screening.columns import Columns, Keyed
 from moesim.screening.exchanges import Families
 from moesim.screening.unit_prices import Collectives, UnitKeys, Units, collectives, issue_seconds, unit_prices, unpacked
 from moesim.step.stack import time_factor
@@ -54,7 +54,7 @@ def even_rows(cols: Columns) -> Floats:
     if not cols.scenario.model.is_moe:
         return np.zeros(len(cols))
     rule, tokens, batch = cols.scenario.router, cols.tokens * cols.rows.expert_tensor, cols.rows.micro_batch
-    copies = keyed(lambda row: rule.copies(int(tokens[row]), int(batch[row])), tokens, batch).each
+    copies = cols.keyed("copies", lambda row: rule.copies(int(tokens[row]), int(batch[row])), tokens, batch).each
     return copies * cols.rows.expert / cols.scenario.model.n_experts
 
 

@@ -33,7 +33,8 @@ Floats = NDArray[np.float64]
 AT_ONCE = 1 << 18
 """Candidates for whom the laws are asked at once."""
 BLOCK = 1 << 14
-"""Candidates whose answers are put together at once."""
+"""Candidates whose answers are put together at once, at most; blocks are of one size, and as many as any number of
+workers."""
 WORKERS = 2
 
 
@@ -76,7 +77,7 @@ def _screened(cols: Columns, report: Callable[[float], None]) -> Floats:
     """Answers of some candidates [C, 4 + parts]."""
     answers, rows, known = np.zeros((len(cols), 4 + len(PARTS))), cols.rows, _known(cols)
     order = np.lexsort((rows.pipeline, rows.capacity, cols.tokens, rows.expert_tensor, rows.expert))
-    blocks = [order[first : first + BLOCK] for first in range(0, len(cols), BLOCK)]
+    blocks = np.array_split(order, -(-len(cols) // BLOCK))
     with ThreadPoolExecutor(max_workers=WORKERS) as pool:
         done = pool.map(lambda mine: _block(cols, known, mine), blocks)
         for number, (mine, found) in enumerate(zip(blocks, done, strict=True)):
@@ -92,7 +93,7 @@ def _known(cols: Columns) -> _Known:
     found = families(cols, moments, network_of(cols.scenario)) if moe else None
     prices_asked = asked(cols, found)
     hop = np.stack(hop_seconds(cols, prices_asked.stack))
-    return _Known(moments, found, prices_asked, sizes(cols), updates(cols), hop, {})
+    return _Known(moments, found, prices_asked, sizes(cols), updates(cols), hop, cols.memo.law("layouts"))
 
 
 def _block(cols: Columns, known: _Known, mine: Ints) -> Floats:

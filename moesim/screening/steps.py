@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.errors import InternalError
+from moesim.screening._rank_kernels import fill_waits, sum_by_rank
 from moesim.screening._walk_kernels import Legs, slot_maps, walk_maps, walk_plain
 from moesim.screening.columns import KINDS, Columns, distinct
 from moesim.screening.exchanges import Moved
-from moesim.screening.layouts import Cuts, Plan, lengths, plan
+from moesim.screening.layouts import Cuts, Plan, lengths, plan, walked_plan
 from moesim.screening.loads import Routed
 from moesim.screening.memory import extended
 from moesim.screening.once import Once, exposed, exposed_by_chunk
@@ -163,6 +164,7 @@ def _walked(cols: Columns, cut: Cuts, work: Work, chunks: Chunks, begin: tuple[F
     count, stages = len(cols), len(cut.on)
     found = Walked._make([*(np.zeros((count, stages)) for _ in range(4)), np.zeros(count)])
     full, again, hides = is_full(cols), repeats_experts(cols), cols.hides
+    legs, asides = _legs(work) if hides.any() else None, dict[int, Aside]()
     first, key = distinct(
         cols.kind, cols.microbatches, cols.paired, hides, *(hides * each for each in (full, again, cols.rows.overlap))
     )
@@ -173,35 +175,30 @@ def _walked(cols: Columns, cut: Cuts, work: Work, chunks: Chunks, begin: tuple[F
             plan(KINDS[cols.kind[row]], stages, int(cols.chunks[row]), length, bool(cols.paired[row]))
             for length in lengths(stages, batches)
         ]
+        longest = plans[-1]
         if hides[row]:
             recompute = Recompute(everything=bool(full[row]), experts=bool(again[row] and not full[row]))
-            aside = cols.aside_at(int(row))
-            spent, maps = _beside(cut, plans[-1], (recompute, aside), work, mine)
+            overlap = int(cols.rows.overlap[row])
+            if overlap not in asides:
+                asides[overlap] = cols.aside_at(int(row))
+            spent, maps = _beside(cut, longest, (recompute, asides[overlap]), legs, mine)
         else:
-            spent, maps = _plain(plans[-1], chunks, mine), None
+            spent, maps = _plain(longest, chunks, mine), None
+        shards, waits = (np.empty(spent.shape[1:]) for _ in range(2))
+        fill_waits(longest.sorts, mine, begin[1], begin[2], work.message, shards, waits)
+        hop = work.hop[mine]
         for made in plans:
-            shards, ends = _waits(made, begin[1][mine], begin[2][mine]), begin[0][mine].copy()
-            waits = shards + work.message[mine][:, None] * made.received
-            one, reached = (spent, maps) if made is plans[-1] else _taken(made.among(plans[-1]), spent, maps)
-            if reached is None:
-                walk_plain(made.steps, made.outputs, np.ascontiguousarray(one[:, :, 0]), waits, work.hop[mine], ends)
+            ends, sums = begin[0][mine], np.empty((4, len(mine), stages))
+            taken, uses = walked_plan(made.name, longest.name)
+            if maps is None:
+                walk_plain(taken, made.outputs, spent[0], waits, hop, ends)
             else:
-                walk_maps(made.steps, made.outputs, reached, waits, work.hop[mine], ends)
-            ranks = [_by_rank(made, values) for values in (one[:, :, 0], shards, waits)]
-            each.append(Walked._make([ends, *ranks, one[:, :, 1] @ made.uses]))
+                walk_maps(taken, made.outputs, maps, waits, hop, ends)
+            sum_by_rank(longest.stage, uses, spent, shards, waits, sums)
+            each.append(Walked(ends, sums[0], sums[2], sums[3], sums[1].sum(axis=-1)))
         for target, values in zip(found, _longer(each, stages, batches), strict=True):
             target[mine] = values
     return found
-
-
-def _taken(kinds: Ints, spent: Floats, maps: Floats | None) -> tuple[Floats, Floats | None]:
-    """Some kinds of slots."""
-    return spent[:, kinds], None if maps is None else maps[:, kinds]
-
-
-def _by_rank(made: Plan, seconds: Floats) -> Floats:
-    """Seconds of kinds of slots [N, K], as often as they occur, by pipeline rank [N, P]."""
-    return np.asarray(np.add.reduceat(seconds * made.uses, np.searchsorted(made.stage, np.unique(made.stage)), axis=-1))
 
 
 def _longer(each: list[Walked], stages: int, batches: int) -> Walked:
@@ -220,50 +217,39 @@ def _longer(each: list[Walked], stages: int, batches: int) -> Walked:
     return Walked(ends, *sums[1:])
 
 
-def _waits(made: Plan, ahead: Floats, back: Floats) -> Floats:
-    """Seconds [N, K] for which collectives of sharding keep each kind of slot waiting."""
-    forward, backward = made.waits
-    return np.asarray(ahead[:, made.stage] * forward + back[:, made.stage] * backward)
-
-
 def _plain(made: Plan, chunks: Chunks, mine: Ints) -> Floats:
     """Seconds of each kind of slot in which one operation follows the other, and of the mean rank's compute in it
-    [N, K, 2]."""
-
-    def of(*sides: Floats) -> Floats:
-        return sum((side[mine][:, made.kinds[:, place]] for place, side in enumerate(sides)), np.zeros(()))
-
-    return np.stack(
-        [
-            of(chunks.forward, chunks.backward, chunks.weight),
-            of(chunks.busy_forward, chunks.busy_backward, chunks.busy_weight),
-        ],
-        axis=-1,
-    )
+    [2, N, K]."""
+    found = np.zeros((2, len(mine), len(made.kinds)))
+    for place, side in enumerate(chunks[:6]):
+        found[place // 3] += side[mine[:, None], made.kinds[:, place % 3]]
+    return found
 
 
-def _beside(cut: Cuts, made: Plan, does: tuple[Recompute, Aside], work: Work, mine: Ints) -> tuple[Floats, Floats]:
+def _beside(
+    cut: Cuts, made: Plan, does: tuple[Recompute, Aside], legs: Legs | None, mine: Ints
+) -> tuple[Floats, Floats]:
     """The same for slots in which exchanges run beside compute, and their maps of moments [N, K, 3, 3]."""
-    maps, spent = np.empty((len(mine), len(made.uses), 3, 3)), np.empty((len(mine), len(made.uses), 2))
-    for number in np.unique(cut.which[mine]):
-        place = np.flatnonzero(cut.which[mine] == number)
-        one_maps, one_spent = np.empty((len(place), *maps.shape[1:])), np.empty((len(place), *spent.shape[1:]))
-        slot_maps(slots(cut.layouts[number], made, *does), _legs(work, mine[place]), one_maps, one_spent)
-        maps[place], spent[place] = one_maps, one_spent
+    if legs is None:
+        raise InternalError("a slot hides exchanges that no candidate has")
+    maps, spent = np.empty((len(mine), len(made.uses), 3, 3)), np.empty((2, len(mine), len(made.uses)))
+    for number in np.unique(cut.which[mine]).tolist():
+        places = np.flatnonzero(cut.which[mine] == number)
+        slot_maps(slots(cut.layouts[number], made, *does), legs, mine[places], places, maps, spent)
     return spent, maps
 
 
-def _legs(work: Work, mine: Ints) -> Legs:
+def _legs(work: Work) -> Legs:
     """Seconds of the candidates' operations."""
     found, exchange, table = work.routed, work.moved, work.prices.alone
     if found is None or exchange is None:
         raise InternalError("a slot hides exchanges that the model does not have")
     return Legs(
-        plain=table.plain[mine],
-        experts=table.experts[mine],
-        slowed=work.prices.slowed[mine],
-        cost=found.cost[mine],
-        moved=exchange.key[mine],
+        plain=table.plain,
+        experts=table.experts,
+        slowed=work.prices.slowed,
+        cost=found.cost,
+        moved=exchange.key,
         products=found.products,
         rows=found.rows,
         mean_products=found.mean_products,

@@ -29,7 +29,7 @@ SIDES = ("forward", "backward", "weight")
 Template = tuple[Steps, Floats, int]
 """The operations of a slot, which share of the whole operation each is, and how they hang together."""
 
-_TEMPLATES: dict[object, Template] = {}
+_TEMPLATES: dict[object, dict[tuple[object, ...], Template]] = {}
 """By the kinds of a model's layers and the make of a slot's chunks: the same whatever the layout."""
 
 
@@ -44,18 +44,19 @@ def slots(layout: Layout, made: Plan, recompute: Recompute, aside: Aside) -> Slo
 
 def _slots(layout: Layout, made: Plan, recompute: Recompute, aside: Aside) -> Slots:
     none, makes = len(layout.chunks), [*layout.makes, None]
+    shared = _TEMPLATES.setdefault((layout.kinds, recompute, aside), {})
     known: dict[tuple[object, ...], int] = {}
     found: list[Template] = []
     template = []
     for ahead, back, weight in made.kinds.tolist():
-        chunks = (ahead, back, weight if back == none else none)
-        name = (*(makes[chunk] for chunk in chunks), weight < none, recompute, aside)
+        weighs = weight < none
+        owed = weight if back == none else none
+        name = (makes[ahead], makes[back], makes[owed], weighs)
         if name not in known:
-            shared = (layout.kinds, name)
-            if shared not in _TEMPLATES:
-                _TEMPLATES[shared] = _template(layout, chunks, weight < none, recompute, aside)
+            if name not in shared:
+                shared[name] = _template(layout, (ahead, back, owed), weighs, recompute, aside)
             known[name] = len(found)
-            found.append(_TEMPLATES[shared])
+            found.append(shared[name])
         template.append(known[name])
     return Slots(
         np.concatenate([rows for rows, _, _ in found]),

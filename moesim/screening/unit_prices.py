@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from moesim import catalog
 from moesim.costs.compute import grouped_costs
-from moesim.screening.columns import Columns, Keyed, distinct, keyed
+from moesim.screening.columns import Columns, Keyed, distinct
 from moesim.step.interference import rates_beside
 from moesim.step.prices import Prices
 
@@ -25,6 +25,8 @@ PHASES = ("forward", "backward", "weight")
 PLAIN = ("attention", "router", "dense", "shared", "embedding", "head")
 """Operations whose time grows with a rank's tokens alone."""
 COLLECTIVES = ("attention", "dense", "experts")
+Unit = tuple[Floats, tuple[float, ...], float]
+"""Seconds a token, what rows cost, the rate of memory."""
 _REPEATED = ("mlp", "shared_experts")
 """Modules whose collectives run again with them."""
 
@@ -88,20 +90,27 @@ def unit_prices(cols: Columns, reserved: Ints, busy: Ints) -> UnitKeys:
         # Kernels that were measured move the rates by what the layout asks of them.
         keys += [rows.tensor, rows.context, rows.micro_batch, rows.expert]
     first, key = distinct(*keys)
-    found: list[list[tuple[Floats, tuple[float, ...], float]]] = [[], [], [], []]
-    for row in first:
-        scenario = cols.scenario_at(row)
-        rest = catalog.calibration("overlap-interference", scenario.cluster.calibration)["products"]
-        for held, units in zip((0, int(reserved[row])), found[:2], strict=True):
-            units.append(_unit(Prices(scenario, held, False)))
-        for taken, units in zip((0.0, 0.5), found[2:], strict=True):
-            beside = Prices(scenario, int(busy[row]), False)
-            beside.rates = rates_beside(beside.rates, float(rest), taken)
-            units.append(_unit(beside))
-    return UnitKeys(key, *(_stacked(units) for units in found))
+    names = np.stack(keys, axis=-1)[first].tolist()
+    found = [
+        cols.memo.answer("units", tuple(name), lambda row=row: _units(cols, row, reserved, busy))  # type: ignore[misc]
+        for row, name in zip(first.tolist(), names, strict=True)
+    ]
+    return UnitKeys(key, *(_stacked(list(units)) for units in zip(*found, strict=True)))
 
 
-def _unit(prices: Prices) -> tuple[Floats, tuple[float, ...], float]:
+def _units(cols: Columns, row: int, reserved: Ints, busy: Ints) -> list[Unit]:
+    """One candidate's prices in the order of `UnitKeys`."""
+    scenario = cols.scenario_at(row)
+    rest = catalog.calibration("overlap-interference", scenario.cluster.calibration)["products"]
+    found = [_unit(Prices(scenario, held, False)) for held in (0, int(reserved[row]))]
+    for taken in (0.0, 0.5):
+        beside = Prices(scenario, int(busy[row]), False)
+        beside.rates = rates_beside(beside.rates, float(rest), taken)
+        found.append(_unit(beside))
+    return found
+
+
+def _unit(prices: Prices) -> Unit:
     """Prices of one token and of a row."""
     prices.tokens = 1.0
     plain = np.array([getattr(prices, name) for name in PLAIN])
@@ -112,7 +121,7 @@ def _unit(prices: Prices) -> tuple[Floats, tuple[float, ...], float]:
     return plain, rows, prices.rates.memory
 
 
-def _stacked(units: list[tuple[Floats, tuple[float, ...], float]]) -> Units:
+def _stacked(units: list[Unit]) -> Units:
     plain, rows, memory = zip(*units, strict=True)
     return Units(np.stack(plain), RowCost(*np.array(rows).T), np.array(memory))
 
@@ -143,7 +152,16 @@ def collectives(cols: Columns, multiprocessors: Ints, beside: bool) -> Keyed:
     said = [overlap.tensor_parallel is not False for overlap in cols.choices.overlaps]
     again = [np.isin(_REPEATED, chosen).tolist() for chosen in cols.choices.recomputes]
     repeats = np.array(again, dtype=np.int64) @ np.array([1, 2])
-    return keyed(ask, cols.site, cols.seats, *sizes, np.array(said)[rows.overlap], repeats[rows.recompute], taken)
+    return cols.keyed(
+        f"collectives {beside}",
+        ask,
+        cols.site,
+        cols.seats,
+        *sizes,
+        np.array(said)[rows.overlap],
+        repeats[rows.recompute],
+        taken,
+    )
 
 
 def unpacked(flat: Floats) -> Collectives:
@@ -168,4 +186,4 @@ def issue_seconds(cols: Columns) -> Keyed:
         exponent = float(prices.data["host"]["exponent"])
         return prices.issue_seconds("dense"), prices.issue_seconds("moe"), exponent
 
-    return keyed(ask, cols.site, cols.rows.capacity, cols.rows.recompute, cols.paired, cols.parts)
+    return cols.keyed("issue", ask, cols.site, cols.rows.capacity, cols.rows.recompute, cols.paired, cols.parts)
