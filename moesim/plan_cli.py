@@ -120,11 +120,12 @@ def _tell(found: Plan, spec: PlanSpec, as_json: bool, out: Path | None) -> None:
 
 
 def infeasible(found: Plan) -> str:
-    """The binding limit and what would relax it, in one line a model."""
+    """The binding limit, the closest candidate and what would relax it, in one line a model."""
     told = []
     for model in found.models:
         relaxed = [sentence for sentence in model.words if "would relax" in sentence] or list(model.words[-1:])
-        told.append(f"{model.model}: {' '.join([model.words[0], *relaxed])}")
+        closest = model.words[1:2] if model.closest is not None else ()
+        told.append(f"{model.model}: {' '.join(dict.fromkeys([model.words[0], *closest, *relaxed]))}")
     return "\n".join(told)
 
 

@@ -104,7 +104,8 @@ def test_cluster_sizes_start_where_arithmetic_and_memory_allow() -> None:
     total = parameters.count(asked.base.model).total
     assert 32 * 85.9e9 < 18 * total < 64 * 85.9e9
     few = question(scenario=base, search={"cluster.gpu": "h100-sxm"}, limits={"days": 30, "gpus": 200})
-    assert [cluster.gpus for cluster in few.choices.clusters] == [64, 128]
+    # One size beyond the limit, so that what the limit keeps out can be told.
+    assert [cluster.gpus for cluster in few.choices.clusters] == [64, 128, 256]
 
 
 def test_a_rack_of_72_works_with_64() -> None:

@@ -13,7 +13,7 @@ from moesim.scenario.scenario import Recompute, Scenario
 from moesim.specs import parameters
 from moesim.specs.cluster import ClusterSpec
 from moesim.specs.parallelism import OverlapSpec, ScheduleSpec
-from moesim.specs.plan import LimitsSpec
+from moesim.specs.plan import LimitsSpec, Objective
 from moesim.specs.routing import CapacitySpec
 
 MOST_SPLIT = 8
@@ -24,6 +24,10 @@ CONTEXT_FROM = 4096
 """Tokens of a sequence that a context-parallel rank keeps at least, unasked."""
 RANGE = 5
 """Cluster sizes tried unasked, each twice the one before."""
+LARGEST = int(next(bound.le for bound in ClusterSpec.model_fields["gpus"].metadata if hasattr(bound, "le")))
+"""GPUs that a cluster may have."""
+ODD = 45
+"""Odd parts of a cluster's size that are tried unasked divide this: 1, 3, 5, 9, 15 and 45."""
 FACTORS = (1.0, 1.25, 1.5)
 """Capacity factors tried where a plan allows drops."""
 DAY = 86400.0
@@ -114,19 +118,71 @@ def overlaps(scenario: Scenario) -> tuple[OverlapSpec, ...]:
     return tuple(own.model_copy(update={"expert_communication": hidden}) for hidden in (False, True))
 
 
-def gpu_counts(scenario: Scenario, limits: LimitsSpec) -> tuple[int, ...]:
-    """Cluster sizes from the least that could do, by memory and by arithmetic at the GPU's peak, upwards."""
-    gpu, precision = scenario.cluster.gpu, scenario.precision
-    stored = 2.0 + gradient_bytes(precision) + float(coefficients()["optimizer_bytes"][precision.optimizer])
-    least = stored * parameters.count(scenario.model).total / gpu.memory
-    tokens = scenario.workload.total_tokens
-    if limits.days and tokens:
-        work = tokens * parameters.flops_per_token(scenario.model, scenario.workload.sequence_length)
-        least = max(least, work / (limits.days * DAY * peak(gpu, precision.compute)))
-    first = 1 << max(0, ceil(log2(max(1.0, least))))
+def gpu_counts(scenario: Scenario, limits: LimitsSpec, objective: Objective = "cost") -> tuple[int, ...]:
+    """Cluster sizes from the least that could do, by memory and by arithmetic at the GPU's peak, upwards; and, where a
+    limit cuts them off, what lies just beyond it, so that the limit can be told apart from what else stands against
+    the model. For `time` they reach the limit; for `fewest-gpus` there are sizes between."""
+    gpu, domain = scenario.cluster.gpu, scenario.cluster.gpus_per_domain
+    holds = _power_above(least_held(scenario))
+    least = max(least_held(scenario), _least_in_time(scenario, limits))
+    first = _power_above(least)
     counts = [first << step for step in range(RANGE)]
-    most = min(limits.gpus or counts[-1], int(limits.power // gpu.power) if limits.power and gpu.power else counts[-1])
-    return tuple(count for count in counts if count <= most) or (max(1, most),)
+    stated = [limits.gpus, int(limits.power // gpu.power) if limits.power and gpu.power else None]
+    allowed = [most for most in stated if most is not None]
+    if objective == "fewest-gpus":
+        counts += [count for count in _between(counts, domain) if count >= least]
+    if not allowed:
+        return tuple(sorted(counts))
+    most = min(LARGEST, max(1, min(allowed)))
+    if objective == "time" and first <= most:
+        counts += [*(first << step for step in range((2 * most // first).bit_length())), _largest_whole(most, domain)]
+    kept = {count for count in counts if least <= count <= most} or {most}
+    return tuple(sorted(count for count in kept | _beyond(most, holds, max(counts)) if count <= LARGEST))
+
+
+def least_held(scenario: Scenario, share: float = 1.0) -> float:
+    """GPUs, of whose memory a share may be used, that parameters, gradients and optimizer states alone ask for."""
+    precision = scenario.precision
+    stored = 2.0 + gradient_bytes(precision) + float(coefficients()["optimizer_bytes"][precision.optimizer])
+    return float(stored * parameters.count(scenario.model).total / (scenario.cluster.gpu.memory * share))
+
+
+def _least_in_time(scenario: Scenario, limits: LimitsSpec) -> float:
+    """GPUs that keep the deadline at their peak."""
+    tokens = scenario.workload.total_tokens
+    if not (limits.days and tokens):
+        return 1.0
+    work = tokens * parameters.flops_per_token(scenario.model, scenario.workload.sequence_length)
+    return float(work / (limits.days * DAY * peak(scenario.cluster.gpu, scenario.precision.compute)))
+
+
+def _power_above(number: float) -> int:
+    return 1 << max(0, ceil(log2(max(1.0, number))))
+
+
+def _beyond(most: int, holds: int, last: int) -> set[int]:
+    """Sizes above a limit: the next power of two where the sizes go on; where the model is too large for what is
+    allowed, the least that holds its states and, for what else a GPU has to hold, twice as many."""
+    if holds > most:
+        return {holds, 2 * holds}
+    return {1 << most.bit_length()} if last > most else set()
+
+
+def _between(counts: list[int], domain: int) -> list[int]:
+    """One and a half times every size, where that is a whole number of domains; and three quarters of the first."""
+    tried = [3 * count // 2 for count in (counts[0] // 2, *counts[:-1])]
+    return [count for count in tried if count % 3 == 0 and _whole(count, domain)]
+
+
+def _whole(count: int, domain: int) -> bool:
+    """Whether so many GPUs fill their domains, or as much of them as a power of two does, such as 64 of a rack's 72."""
+    return count % domain == 0 or count % filled_domain(_power_above(domain), domain) == 0
+
+
+def _largest_whole(most: int, domain: int) -> int:
+    """The most GPUs up to a limit that fill their domains; their odd part, which the batch has to have, is small."""
+    tried = {odd << (most // odd).bit_length() - 1 for odd in divisors(ODD) if odd <= most}
+    return max((count for count in tried if _whole(count, domain)), default=1)
 
 
 def filled_domain(gpus: int, domain: int) -> int:

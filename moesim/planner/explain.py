@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from moesim.planner.defaults import DAY
-from moesim.planner.figures import objective_of
+from math import ceil
+
+from moesim.planner.defaults import DAY, least_held
+from moesim.planner.figures import limits_of, objective_of
 from moesim.planner.plan import ModelPlan, Relaxation, Row
 from moesim.planner.reading import Question
 from moesim.results.table import shown_range
@@ -44,7 +46,7 @@ def words(plan: ModelPlan, question: Question) -> tuple[str, ...]:
     found = told.against(plan.winner, plan.rows[1]) if len(plan.rows) > 1 else []
     found += [told.other_gpu(plan.winner, row) for row in plan.best_by_gpu if row is not plan.winner]
     found += [told.eased(one) for one in plan.relaxations if (one.objective_ratio or 0.0) < 1 - WORTH]
-    return tuple(found)
+    return (*found, *told.crossed(plan.winner), *told.at_the_edge(plan.winner))
 
 
 def label(row: Row) -> str:
@@ -145,8 +147,9 @@ class Words:
         """What the runner-up would need to win, and whether the difference is more than the steps' range."""
         step = winner.summary["step_time"]
         band = step.high / step.value - 1.0
+        known = _band(1.0 - step.low / step.value, band)
         same_gpu = winner.scenario.cluster.gpu == other.scenario.cluster.gpu
-        doubt = f" A step is known to ±{show(band, 'fraction')}: try both." if same_gpu and share < band else ""
+        doubt = f" A step is known to {known}: try both." if same_gpu and share < band else ""
         if self.objective == "fewest-gpus":
             gpus = winner.scenario.cluster.gpus
             return f"The runner-up would win if it kept the limits on fewer than {gpus:,} GPUs.{doubt}"
@@ -187,8 +190,48 @@ class Words:
             found.append(self.closest(plan.closest))
         found += [f"It would relax with {relaxed_words(one)}: {label(one.row)}." for one in plan.relaxations]
         if not plan.relaxations:
-            found.append("No limit alone stands against any candidate: several have to give, or other GPUs be allowed.")
+            several = "No limit alone stands against any candidate: several have to give, or other GPUs be allowed."
+            found += self.too_few(plan) or [several]
         return tuple(found)
+
+    def too_few(self, plan: ModelPlan) -> list[str]:
+        """How many GPUs of each kind hold the model, where even the closest candidate has too few."""
+        if plan.closest is None or "memory_headroom" not in plan.closest.over:
+            return []
+        share = next(limit.allowed for limit in limits_of(self.question) if limit.key == "memory_headroom")
+        needed: dict[str, tuple[int, int]] = {}
+        for cluster in self.question.choices.clusters:
+            least = ceil(least_held(plan.base.model_copy(update={"cluster": cluster}), share))
+            most = max(cluster.gpus, needed.get(cluster.gpu.name, (0, 0))[1])
+            needed[cluster.gpu.name] = least, most
+        if any(least <= most for least, most in needed.values()):
+            return []
+        said = " or ".join(f"{least:,} {name} instead of {most:,}" for name, (least, most) in needed.items())
+        return [f"The states of {plan.model} alone (parameters, gradients, optimizer) need at least {said}."]
+
+    def crossed(self, winner: Row) -> list[str]:
+        """The limits of time and cost that the winner keeps at its value and not over its whole range."""
+        summary = winner.summary
+        ranges = {"days": summary["training_time"], "dollars": summary.get("cost")}
+        found = []
+        for limit in limits_of(self.question):
+            known = ranges.get(limit.key)
+            if known is not None and known.high > limit.allowed:
+                allowed, reach = show(limit.allowed, limit.unit), show(known.high, limit.unit)
+                found.append(f"The winner keeps {allowed} at its value; its 90 % range reaches {reach}.")
+        return found
+
+    def at_the_edge(self, winner: Row) -> list[str]:
+        """That the winner has the fewest or the most GPUs tried, of those that the limits allow."""
+        cluster, limits = winner.scenario.cluster, self.question.limits
+        alike = [c.gpus for c in self.question.choices.clusters if (c.gpu, c.fabric) == (cluster.gpu, cluster.fabric)]
+        more = cluster.gpus + cluster.gpus_per_domain
+        drawn = more * (cluster.gpu.power or 0.0)
+        full = more > (limits.gpus or more) or drawn > (drawn if limits.power is None else limits.power)
+        if min(alike) == max(alike) or min(alike) < cluster.gpus < max(alike) or (full and cluster.gpus == max(alike)):
+            return []
+        which, rest = ("fewest", "fewer") if cluster.gpus == min(alike) else ("most", "more")
+        return [f"{cluster.gpus:,} {cluster.gpu.name} are the {which} that were tried; {rest} may do better (--gpus)."]
 
     def closest(self, row: Row) -> str:
         """The candidate that comes nearest to all limits."""
@@ -198,6 +241,12 @@ class Words:
         over = ", ".join(f"{key} by {show(ratio - 1, 'fraction')}" for key, ratio in row.over.items())
         said = f"{show(days.value, 's')}{span}, {cost}, {show(memory, 'fraction')} of memory"
         return f"The closest is {label(row)}: {said}; it breaks {over}."
+
+
+def _band(low: float, high: float) -> str:
+    """How far a range goes down and up, as shares of the value: "−17 % to +45 %", or "±20 %" where that is alike."""
+    down, up = show(low, "fraction"), show(high, "fraction")
+    return f"±{up}" if down == up else f"−{down} to +{up}"
 
 
 def _amount(seconds: float, plain: bool) -> str:

@@ -168,7 +168,7 @@ def _sizes(
     counts = stated
     if not counts:
         small = _probe(spec, document, 1, folder)
-        counts = defaults.gpu_counts(small, spec.limits)
+        counts = defaults.gpu_counts(small, spec.limits, spec.objective)
         said = f"{small.cluster.gpu.name}: {', '.join(f'{count:,}' for count in counts)} GPUs are tried (assumed)"
         notes.append(f"{said}, from the least that could hold and train the model")
     found = []
