@@ -88,8 +88,9 @@ def _run(words: list[str]) -> int:
 
 def _ended(process: subprocess.Popen[bytes]) -> int:
     """Lets the process end after Ctrl-C, which it has mostly heard too; ends it where it does not."""
-    for end in (lambda: None, process.terminate, process.kill):
-        end()
+    for end in (None, process.terminate, process.kill):
+        if end is not None:
+            end()
         try:
             process.wait(_PATIENCE)
             break

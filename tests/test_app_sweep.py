@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from app_fixture import messages, open_page
 
+MANY = ", ".join(map(str, range(1, 60)))
 LINK = {"x": "workload.micro_batch", "xs": "1, 2", "y": "parallelism.expert", "ys": "4, 8"}
 
 
@@ -73,7 +74,7 @@ def test_seeds_road_and_changes_enter_the_question() -> None:
         ({"x": "workload.micro_batch", "xs": "1, [2"}, "values of workload"),
         ({"x": "workload.micro_batch", "xs": " "}, "at least one value"),
         ({"x": "workload.micro_batch", "y": "workload.micro_batch"}, "same field"),
-        ({"x": "workload.micro_batch", "xs": ", ".join(map(str, range(1, 60))), "y": "cluster.gpus", "ys": ", ".join(map(str, range(1, 60))), "seeds": "9"}, "at most"),
+        ({"x": "workload.micro_batch", "xs": MANY, "y": "cluster.gpus", "ys": MANY, "seeds": "9"}, "at most"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_clear_message(link: dict[str, str], said: str) -> None:

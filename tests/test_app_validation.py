@@ -28,7 +28,9 @@ def test_nothing_is_predicted_before_it_is_asked() -> None:
 def test_scatter_errors_and_tables_stand_on_the_page(shown: Any) -> None:
     assert not messages(shown)
     assert "160 cases, 160 values" in shown.caption[0].value
-    assert len(shown.get("vega_lite_chart")) == 4  # the scatter, errors by kind, GPU, library: these files name no model
+    assert (
+        len(shown.get("vega_lite_chart")) == 4
+    )  # the scatter, errors by kind, GPU, library: these files name no model
     labels = [box.label for box in shown.expander]
     assert {"Table: cases", "Table: errors-by-kind", "Table: errors-by-gpu", "Furthest off"} <= set(labels)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from threading import Semaphore
@@ -10,7 +9,7 @@ from typing import Any, TypeVar
 
 import streamlit as st
 
-from shared import answers
+from shared import answers, shown
 
 T = TypeVar("T")
 Progress = Callable[..., None]
@@ -27,7 +26,7 @@ def run(key: str, what: str, ask: Callable[[Progress], T]) -> answers.Answer[T]:
         bar = st.progress(0.0, what)
         st.button("Stop", key=f"{key}-stop", icon=":material/stop:", on_click=_stopped, args=(key,))
     with _turn(bar):
-        found = answers.attempt(lambda: ask(Bar(bar)))
+        found = answers.attempt(lambda: ask(_heard(bar)))
     place.empty()
     return found
 
@@ -38,19 +37,14 @@ def told_stopped(key: str) -> None:
         st.info("Stopped; nothing of it was kept.", icon=":material/stop:")
 
 
-class Bar:
-    """Moves a progress bar, not more often than the eye can follow; the press of a button stops the work in it."""
+def _heard(bar: Any) -> Progress:
+    """What moves the bar: what is being done, which share of it is over, and about how many seconds are left."""
+    moved = shown.Bar(bar)
 
-    def __init__(self, bar: Any) -> None:
-        self._bar, self._last = bar, 0.0
+    def hear(what: str, share: float, left: float | None = None) -> None:
+        moved(f"{what}, about {left:.0f} s left" if left is not None and left >= 1 else what, share)
 
-    def __call__(self, what: str, share: float, left: float | None = None) -> None:
-        """Says what is being done, which share of it is over, and about how many seconds are left."""
-        now = time.monotonic()
-        if now - self._last >= _EVERY:
-            self._last = now
-            more = f" · about {left:.0f} s left" if left is not None and left >= 1 else ""
-            self._bar.progress(min(max(share, 0.0), 1.0), f"{what}{more}")
+    return hear
 
 
 @contextmanager

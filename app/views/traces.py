@@ -103,7 +103,11 @@ def _fresh() -> None:
 
 
 def _show(name: str, found: Recording) -> None:
-    look = answers.kept("looks", LOOKS).get(name, lambda: inspect(found))
+    looked = answers.kept("looks", LOOKS).get(name, lambda: answers.attempt(lambda: inspect(found)))
+    shown.problems(looked.problems)
+    if looked.value is None:
+        return
+    look = looked.value
     meta = look.meta
     size = f"{look.tokens:,.0f} tokens" + (f" in {look.sequences:,} sequences" if look.sequences else "")
     st.caption(shown.plain(f"{size} · {len(meta.model_layers)} layers · {meta.experts} experts, top-{meta.top_k}"))

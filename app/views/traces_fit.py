@@ -28,10 +28,7 @@ def section(name: str, found: Recording) -> None:
     st.subheader("As the load of a scenario", anchor=False)
     scenario = _scenario(found)
     if isinstance(found, RouterCounts):
-        law = fit_counts(found)
-        st.caption("Counts without tokens give a simple law: the spread of experts.")
-        st.code(to_yaml({"routing": {"load": law}}), language="yaml")
-        _use("Use this law in What if", scenario, law, f"{PAGE}-use-law")
+        _counted(found, scenario)
         return
     with st.container(horizontal=True):
         file = name if not name.startswith(traces_files.UPLOADED) else str(traces_files.file_of(name))
@@ -41,6 +38,16 @@ def section(name: str, found: Recording) -> None:
             _use("Use the fit in What if", scenario, {"fitted": profile[1]}, f"{PAGE}-use-fit")
     if profile is not None:
         _judged(name, *profile)
+
+
+def _counted(found: RouterCounts, scenario: str) -> None:
+    """The simple law of counts without tokens."""
+    law = answers.attempt(lambda: fit_counts(found))
+    shown.problems(law.problems, "No law")
+    if law.value is not None:
+        st.caption("Counts without tokens give a simple law: the spread of experts.")
+        st.code(to_yaml({"routing": {"load": law.value}}), language="yaml")
+        _use("Use this law in What if", scenario, law.value, f"{PAGE}-use-law")
 
 
 def _scenario(found: Recording) -> str:

@@ -24,7 +24,8 @@ _MARKS = {
 
 
 # A page sets the width of the whole picture; its height stays that of the plot, whatever axes and legends need.
-_COLUMN = 170
+_COLUMN, _SHORT_COLUMN = 150, 105
+_MOST_COLUMNS = 8
 _ACROSS = {"type": "fit-x", "contains": "padding"}
 
 
@@ -51,15 +52,17 @@ def _config(colours: dict[str, str]) -> dict[str, Any]:
 
 
 def _narrowed(node: Any) -> Any:
-    """Legends in as many columns as the picture's width has room for, at most as many as stated."""
+    """Legends of names in as many columns as the picture's width has room for, and no space kept for longer labels."""
     if isinstance(node, list):
         return [_narrowed(value) for value in node]
     if not isinstance(node, dict):
         return node
-    found = {key: value if key in ("data", "datasets") else _narrowed(value) for key, value in node.items()}
+    kept = {key: value for key, value in node.items() if key != "minExtent"}
+    found = {key: value if key in ("data", "datasets") else _narrowed(value) for key, value in kept.items()}
     legend = found.get("legend")
-    if isinstance(legend, dict) and isinstance(legend.get("columns"), int):
-        columns = {"expr": f"max(1, min({legend['columns']}, floor(width / {_COLUMN})))"}
+    if isinstance(legend, dict) and found.get("type") == "nominal" and legend.get("direction") != "vertical":
+        most, each = (legend["columns"], _COLUMN) if "columns" in legend else (_MOST_COLUMNS, _SHORT_COLUMN)
+        columns = {"expr": f"max(1, min({most}, floor(width / {each})))"}
         found["legend"] = {**legend, "columns": columns}
     return found
 

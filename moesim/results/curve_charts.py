@@ -76,7 +76,9 @@ def _here(curve: Curve) -> list[alt.Chart]:
         return []
     base = alt.Chart(style.rows(at=[curve.here], text=["this scenario"])).encode(x="at:Q")
     rule = base.mark_rule(color=INK, strokeDash=[5, 4], strokeWidth=1.5)
-    text = base.mark_text(align="left", baseline="top", dx=5, y=4, fontSize=FONT, color=INK).encode(text="text:N")
+    behind = sum(point.at <= curve.here for point in curve.points) > len(curve.points) / 2
+    side: dict[str, Any] = {"align": "right", "dx": -5} if behind else {"align": "left", "dx": 5}
+    text = base.mark_text(baseline="top", y=4, fontSize=FONT, color=INK, **side).encode(text="text:N")
     return [rule, text]
 
 
