@@ -59,7 +59,7 @@ class Charts:
             tooltip=[alt.Tooltip("part:N"), alt.Tooltip("label:N", title="time · share of the step")],
         )
         bars = base.mark_bar().encode(color=alt.Color("part:N", scale=style.palette(names), legend=None))
-        text = base.mark_text(align="left", dx=5, fontSize=FONT, color=INK).encode(text="label:N")
+        text = base.mark_text(align="left", dx=5, fontSize=FONT, color=INK).encode(text=alt.Text("label:N"))
         heading = style.title(title, f"one step, {show(step, 's')}")
         return alt.layer(bars, text).properties(width=WIDTH, height=alt.Step(26), title=heading)
 
@@ -82,7 +82,7 @@ class Charts:
             .mark_bar(height=44, stroke="white", strokeWidth=1)
             .encode(
                 x=alt.X("begin:Q", axis=style.axis(f"memory ({symbol})"), scale=room),
-                x2="end:Q",
+                x2=alt.X2("end:Q"),
                 color=alt.Color("part:N", sort=names, scale=style.palette(names), legend=legend),
                 tooltip=[alt.Tooltip("part:N"), alt.Tooltip("share:N", title="share of the total")],
             )
@@ -103,7 +103,7 @@ class Charts:
         cells, note, data = _load_cells(load)
         bounds = views.rank_boundaries(load.rank)
         note += "; lines part the expert-parallel ranks" if bounds else ""
-        lines = alt.Chart(style.rows(expert=bounds)).mark_rule(color=INK, opacity=0.55).encode(x="expert:Q")
+        lines = alt.Chart(style.rows(expert=bounds)).mark_rule(color=INK, opacity=0.55).encode(x=alt.X("expert:Q"))
         picture = alt.layer(cells, *([lines] if bounds else [])).properties(title=style.title(title, note))
         # The large table stands at the top, because altair copies the data of every part that it joins.
         return alt.hconcat(picture, _peaks(load), data=data, spacing=14, resolve=_OWN_COLOURS)
@@ -126,7 +126,11 @@ class Charts:
             x=alt.X("destination:Q", axis=style.axis("destination rank", grid=False), scale=_whole(ranks)),
             y=alt.Y("source:Q", axis=style.axis("source rank", grid=False), scale=below),
             color=alt.Color("bytes:Q", scale=alt.Scale(scheme="blues", zero=True), legend=style.legend(symbol)),
-            tooltip=["source:Q", "destination:Q", alt.Tooltip("bytes:Q", title=symbol, format=".4g")],
+            tooltip=[
+                alt.Tooltip("source:Q"),
+                alt.Tooltip("destination:Q"),
+                alt.Tooltip("bytes:Q", title=symbol, format=".4g"),
+            ],
         )
         heading = style.title(title, f"one dispatch, mean of layers; {cell}")
         return _framed(chart, pixels, pixels, heading)
@@ -143,10 +147,10 @@ class Charts:
 
 
 def _limit_line(at: float, text: str) -> list[alt.Chart]:
-    base = alt.Chart(style.rows(limit=[at], text=[text])).encode(x="limit:Q")
+    base = alt.Chart(style.rows(limit=[at], text=[text])).encode(x=alt.X("limit:Q"))
     rule = base.mark_rule(color="black", strokeWidth=2, strokeDash=[6, 3])
     label = base.mark_text(align="right", baseline="top", dx=-5, y=2, fontSize=FONT, fontWeight="bold", color=INK)
-    return [rule, label.encode(text="text:N")]
+    return [rule, label.encode(text=alt.Text("text:N"))]
 
 
 def _load_cells(load: views.ExpertLoad) -> tuple[alt.Chart, str, dict[str, Any]]:
@@ -162,7 +166,11 @@ def _load_cells(load: views.ExpertLoad) -> tuple[alt.Chart, str, dict[str, Any]]
         x=alt.X("expert:Q", axis=style.axis("expert", grid=False), scale=_whole(experts)),
         y=alt.Y("layer:O", axis=style.axis("model layer")),
         color=alt.Color("load:Q", scale=scale, legend=legend),
-        tooltip=["layer:O", "expert:Q", alt.Tooltip("load:Q", title="tokens / mean", format=".3g")],
+        tooltip=[
+            alt.Tooltip("layer:O"),
+            alt.Tooltip("expert:Q"),
+            alt.Tooltip("load:Q", title="tokens / mean", format=".3g"),
+        ],
     )
     across = max(1, round((WIDTH - 160) / len(starts))) * len(starts)
     note = f"a cell is the busiest of {width} experts" if width > 1 else "tokens over the layer's mean"
@@ -182,9 +190,13 @@ def _peaks(load: views.ExpertLoad) -> alt.Chart:
     chart = chart.encode(
         y=alt.Y("layer:O", axis=None),
         x=alt.X("ratio:Q", axis=style.axis("max / mean", tickCount=4), scale=alt.Scale(zero=False, nice=True)),
-        order="layer:Q",
+        order=alt.Order("layer:Q"),
         color=alt.Color("place:N", scale=scale, legend=legend),
-        tooltip=["layer:O", "place:N", alt.Tooltip("ratio:Q", title="max / mean", format=".3g")],
+        tooltip=[
+            alt.Tooltip("layer:O"),
+            alt.Tooltip("place:N"),
+            alt.Tooltip("ratio:Q", title="max / mean", format=".3g"),
+        ],
     )
     heading = style.title("Imbalance", "mean over samples")
     return _framed(chart, 150, _layer_step(len(load.layers)), heading)
@@ -281,7 +293,9 @@ def _whole(size: int, **options: Any) -> dict[str, Any]:
 
 
 def _absent(title: str, why: str) -> alt.Chart:
-    text = alt.Chart(style.rows(why=[why])).mark_text(fontSize=14, color=INK, limit=WIDTH).encode(text="why:N")
+    text = (
+        alt.Chart(style.rows(why=[why])).mark_text(fontSize=14, color=INK, limit=WIDTH).encode(text=alt.Text("why:N"))
+    )
     return _framed(text, WIDTH, 80, style.title(title, ""))
 
 

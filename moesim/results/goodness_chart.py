@@ -19,7 +19,9 @@ def goodness(profile: RoutingProfile) -> ChartType:
     title = "Fit against the recording"
     if not rows:
         text = "too few sequences to hold any out: how good the fit is cannot be told"
-        absent: alt.Chart = alt.Chart(style.rows(why=[text])).mark_text(fontSize=14, limit=WIDTH).encode(text="why:N")
+        absent: alt.Chart = (
+            alt.Chart(style.rows(why=[text])).mark_text(fontSize=14, limit=WIDTH).encode(text=alt.Text("why:N"))
+        )
         return absent.properties(width=WIDTH, height=80, title=style.title(title, ""))
     points = [
         (_measure(row), law, 100.0 * error, row)
@@ -54,7 +56,7 @@ def goodness(profile: RoutingProfile) -> ChartType:
             alt.Tooltip("worst:N", title="profile's worst layer"),
         ],
     )
-    zero = alt.Chart(style.rows(at=[0])).mark_rule(color=INK, strokeDash=[4, 4]).encode(x="at:Q")
+    zero = alt.Chart(style.rows(at=[0])).mark_rule(color=INK, strokeDash=[4, 4]).encode(x=alt.X("at:Q"))
     heading = style.title(title, "on sequences that it has not seen; nearer to 0 is better")
     return alt.layer(zero, dots).properties(width=WIDTH - 200, height=alt.Step(16), title=heading)
 

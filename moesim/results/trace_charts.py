@@ -42,7 +42,11 @@ class TraceCharts:
             x=alt.X("expert:Q", axis=style.axis("expert", grid=False), scale=style.span(0, experts)),
             y=alt.Y("layer:O", axis=style.axis("model layer")),
             color=alt.Color("load:Q", scale=scale, legend=style.legend("tokens / mean")),
-            tooltip=["layer:O", "expert:Q", alt.Tooltip("load:Q", title="tokens / mean", format=".3g")],
+            tooltip=[
+                alt.Tooltip("layer:O"),
+                alt.Tooltip("expert:Q"),
+                alt.Tooltip("load:Q", title="tokens / mean", format=".3g"),
+            ],
         )
         note = f"a cell is the busiest of {width} experts" if width > 1 else "tokens over the layer's mean"
         across = max(1, round((WIDTH - 60) / len(starts))) * len(starts)
@@ -59,12 +63,15 @@ class TraceCharts:
         scale = alt.Scale(type="log", base=2, domain=[1, max(2, found.lags[-1])], nice=False)
         base = alt.Chart(data).encode(
             x=alt.X("lag:Q", axis=style.axis("tokens before", values=list(found.lags)), scale=scale),
-            tooltip=["lag:Q", *(alt.Tooltip(f"{name}:Q", format=".1%") for name in ("mean", "low", "high"))],
+            tooltip=[
+                alt.Tooltip("lag:Q"),
+                *(alt.Tooltip(f"{name}:Q", format=".1%") for name in ("mean", "low", "high")),
+            ],
         )
         axis = style.axis("share of a token's experts", format="%")
         y = alt.Y("mean:Q", axis=axis, scale=style.span(0.0, min(1.0, 1.08 * top)))
         band = base.mark_area(opacity=0.2, color="#0072B2").encode(
-            y=alt.Y("low:Q", axis=axis, scale=style.span(0.0, min(1.0, 1.08 * top))), y2="high:Q"
+            y=alt.Y("low:Q", axis=axis, scale=style.span(0.0, min(1.0, 1.08 * top))), y2=alt.Y2("high:Q")
         )
         line = base.mark_line(point={"color": "#0072B2"}, color="#0072B2").encode(y=y)
         rule, label = _rule(independent, "independent draws by popularity")
@@ -120,7 +127,7 @@ class TraceCharts:
                 x=alt.X("excess:Q", stack=True, axis=style.axis("busiest / mean - 1, over experts")),
                 color=alt.Color("source:N", sort=list(_SOURCES), scale=colour, legend=style.legend(orient="bottom")),
                 order=alt.Order("order:Q"),
-                tooltip=["batch:N", "source:N", alt.Tooltip("excess:Q", format=".3f")],
+                tooltip=[alt.Tooltip("batch:N"), alt.Tooltip("source:N"), alt.Tooltip("excess:Q", format=".3f")],
             )
         )
         note = "placement mends popularity, larger or mixed batches mend sequences, nothing mends sampling"
@@ -148,7 +155,7 @@ class TraceCharts:
                 ),
                 y=alt.Y("dropped:Q", axis=style.axis("copies dropped", format="%"), scale=alt.Scale(zero=True)),
                 color=_ordered("batch", "batch", names),
-                tooltip=["batch:N", "factor:Q", alt.Tooltip("dropped:Q", format=".2%")],
+                tooltip=[alt.Tooltip("batch:N"), alt.Tooltip("factor:Q"), alt.Tooltip("dropped:Q", format=".2%")],
             )
         )
         heading = style.title("Drops by capacity", "mean over batches and layers, capacity of the whole batch")
@@ -174,7 +181,7 @@ class TraceCharts:
                 scale=alt.Scale(scheme="blueorange", domain=[-strong, 0, strong]),
                 legend=style.legend("phi", format=".2f"),
             ),
-            tooltip=["expert:Q", "other:Q", alt.Tooltip("phi:Q", format=".2f")],
+            tooltip=[alt.Tooltip("expert:Q"), alt.Tooltip("other:Q"), alt.Tooltip("phi:Q", format=".2f")],
         )
         pixels = max(2, round(420 / size)) * size
         low, high = found.low[index][0], found.high[index][0]
@@ -206,10 +213,10 @@ def _ordered(field: str, label: str, names: list[str]) -> alt.Color:
 
 
 def _rule(at: float, text: str) -> tuple[alt.Chart, alt.Chart]:
-    base = alt.Chart(style.rows(5, at=[at], text=[text])).encode(y="at:Q")
+    base = alt.Chart(style.rows(5, at=[at], text=[text])).encode(y=alt.Y("at:Q"))
     rule = base.mark_rule(color=INK, strokeDash=[6, 3], strokeWidth=1.5)
     label = base.mark_text(align="right", baseline="bottom", dy=-3, fontSize=FONT, color=INK)
-    return rule, label.encode(text="text:N", x=alt.value(WIDTH - 66))
+    return rule, label.encode(text=alt.Text("text:N"), x=alt.value(WIDTH - 66))
 
 
 def _busiest(phi: NDArray[Any], copies: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.int64]]:

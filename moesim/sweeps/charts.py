@@ -80,7 +80,7 @@ def lines(sweep: Sweep, metric: str, x: str, colour: str | None = None) -> Chart
         y=alt.Y("value:Q", axis=style.axis(_axis(metric, symbol)), scale={"zero": False}), color=hue, tooltip=told
     )
     band = base.mark_area(opacity=0.14, color="#0072B2").encode(
-        y=alt.Y("low:Q", axis=style.axis(_axis(metric, symbol))), y2="high:Q", detail="line:N"
+        y=alt.Y("low:Q", axis=style.axis(_axis(metric, symbol))), y2=alt.Y2("high:Q"), detail=alt.Detail("line:N")
     )
     layers = [band, line] if banded else [line]
     heading = style.title(title, _below(data, "as bands" if banded else "in the tooltip"))
@@ -202,6 +202,6 @@ def _text(value: Any) -> str:
 
 
 def _absent(title: str, why: str) -> alt.Chart:
-    text = alt.Chart(style.rows(why=[why])).mark_text(fontSize=14, limit=WIDTH).encode(text="why:N")
+    text = alt.Chart(style.rows(why=[why])).mark_text(fontSize=14, limit=WIDTH).encode(text=alt.Text("why:N"))
     absent: alt.Chart = text.properties(width=WIDTH, height=80, title=style.title(title, ""))
     return absent

@@ -101,7 +101,7 @@ def errors(groups: dict[str, Stats], by: str) -> ChartType:
     )
     axis = style.axis("absolute relative error", format=".0%")
     bar = base.mark_bar(color="#0072B2", height={"band": 0.6}).encode(x=alt.X("median:Q", axis=axis))
-    line = base.mark_rule(color="#0072B2").encode(x="median:Q", x2="p90:Q")
+    line = base.mark_rule(color="#0072B2").encode(x=alt.X("median:Q"), x2=alt.X2("p90:Q"))
     tick = base.mark_tick(color="#D55E00", thickness=3, height={"band": 0.6}).encode(x=alt.X("p90:Q", axis=axis))
     heading = style.title(title, "bar: median; tick: nine in ten stay below")
     return alt.layer(line, bar, tick).properties(width=WIDTH - 160, height=alt.Step(26), title=heading)
@@ -134,6 +134,6 @@ def _shapes(many: int) -> list[str]:
 
 
 def _absent(title: str) -> alt.Chart:
-    text = alt.Chart(style.rows(why=["nothing to draw"])).mark_text(fontSize=14).encode(text="why:N")
+    text = alt.Chart(style.rows(why=["nothing to draw"])).mark_text(fontSize=14).encode(text=alt.Text("why:N"))
     absent: alt.Chart = text.properties(width=WIDTH, height=80, title=style.title(title, ""))
     return absent
