@@ -62,7 +62,7 @@ def _solved(spares: int, rate: float, repair: float, seconds: float) -> tuple[fl
     system[n + last, one] = 2 * rate * mean_wait**2
     step = np.linalg.inv(np.eye(2 * n + 1) - system * (seconds / 2**_HALVINGS))
     found = np.linalg.matrix_power(step, 2**_HALVINGS)[:, one]
-    mean = float(found[0])
+    mean = max(0.0, float(found[0]))  # rounding can leave a tiny negative where no spare is ever missed
     return mean, max(0.0, float(found[n]) - mean**2)
 
 
