@@ -17,7 +17,7 @@ from simpy.core import EmptySchedule
 from moesim.engine.conservation import check_step
 from moesim.engine.durations import Durations
 from moesim.engine.recorder import Recorder
-from moesim.engine.streams import STREAMS, Device, SlotRun
+from moesim.engine.streams import STREAMS, Device, Done, SlotRun
 from moesim.randomness import Streams
 from moesim.step.model import StepModel
 from moesim.step.operations import Operation
@@ -82,7 +82,7 @@ def _plan(env: simpy.Environment, model: StepModel, devices: list[Device]) -> No
             if id(operations) not in positions:  # slots of the same chunks share their operations
                 positions[id(operations)] = _positions(operations)
             places = positions[id(operations)]
-            done = [env.event() for _ in operations]
+            done = [Done(env) for _ in operations]
             device.runs.append(SlotRun(slot, operations, places, done, entry, leaving, hops, sends, slowed))
 
 
@@ -122,7 +122,7 @@ def _run(env: simpy.Environment, recorder: Recorder, total: int, report: Report 
     told = 0
     with suppress(EmptySchedule):
         while True:
-            for _ in range(stride):  # an operation takes two events or more: looked at often enough
+            for _ in range(stride):  # an operation takes an event or more: looked at often enough
                 step()
             if recorder.rows >= told + stride:
                 told = recorder.rows

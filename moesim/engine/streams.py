@@ -32,6 +32,15 @@ Delays = Generator[Any, Any, tuple[Floats, Floats]]
 STREAMS = ("compute", "communication")
 
 
+class Done(simpy.Event):
+    """An operation's end, for all who wait for it."""
+
+    def happens(self, times: Floats) -> None:
+        """Puts it on the clock for when the last rank ends: `times` [R]."""
+        self._ok, self._value = True, times
+        self.env.schedule(self, delay=max(0.0, float(np.maximum.reduce(times)) - self.env.now))
+
+
 @dataclass(frozen=True)
 class SlotRun:
     """One slot of one pipeline rank: operations, their events, and by side the events of its inputs and outputs, the
@@ -41,7 +50,7 @@ class SlotRun:
     slot: Slot
     operations: tuple[Operation, ...]
     positions: dict[str, list[int]]
-    done: list[simpy.Event]
+    done: list[Done]
     entry: dict[str, simpy.Event | None]
     exit: dict[str, simpy.Event | None]
     hops: dict[str, float]
@@ -55,7 +64,7 @@ class SlotRun:
     def output(self, side: str) -> Floats | None:
         """When each rank [R] has the slot's output on a side; None while an operation that makes it runs."""
         made = [event for event, operation in zip(self.done, self.operations, strict=True) if _makes(operation, side)]
-        if not all(event.triggered for event in made):
+        if not all(event.processed for event in made):
             return None
         output: Floats = np.maximum.reduce([ended(event) for event in made])
         return output
@@ -160,7 +169,8 @@ class Device:
         for event in events:
             if not event.processed:
                 yield event
-            begin = np.maximum(begin, ended(event))
+            if event.value is not begin:  # the stream's own last operation says nothing new
+                begin = np.maximum(begin, ended(event))
         arrival = run.entry[operation.side] if operation.entry else None
         if arrival is not None:
             if not arrival.processed:
@@ -195,8 +205,8 @@ class Device:
         self._account(run, operation, begin)
         self.recorder.operation(self.stage, run.slot, operation, begin, end, busy)
         self.free[operation.stream] = end
-        yield self.env.timeout(max(0.0, float(np.maximum.reduce(end)) - self.env.now))
-        run.done[position].succeed(end)
+        run.done[position].happens(end)
+        yield run.done[position]
 
     def _slowed(self, run: SlotRun, position: int, begin: Floats) -> Process:
         """Compute that ends the later, the more of its time an exchange runs.
@@ -212,7 +222,8 @@ class Device:
         end = self.exchanges.finished(begin, alone, slowed)
         self.recorder.operation(self.stage, run.slot, operation, begin, end, end - begin)
         self.free[operation.stream] = end
-        run.done[position].succeed(end)
+        run.done[position].happens(end)
+        yield run.done[position]
 
     def _account(self, run: SlotRun, operation: Operation, begin: Floats) -> None:
         """Splits the compute stream's idle time before an operation into exposed communication and pipeline wait.
@@ -223,6 +234,8 @@ class Device:
         free = self.free[operation.stream]
         if operation.stream == "communication":
             self.communicating_since = np.where(begin > free, begin, self.communicating_since)
+            return
+        if begin is free:
             return
         gap = begin - free
         waited = run.operations[operation.after[0]] if operation.after else operation

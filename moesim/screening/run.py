@@ -6,8 +6,10 @@ the rest is worked out in blocks of candidates of similar loads, which bounds th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -66,11 +68,24 @@ def screen(scenario: Scenario, choices: Choices, candidates: Candidates, progres
 
         few = candidates.rows(mine)
         if is_known(scenario):
-            answers[mine] = _screened(columns(scenario, choices, few), report)
+            with _uncollected():
+                answers[mine] = _screened(columns(scenario, choices, few), report)
         else:
             answers[mine] = one_by_one(scenario, choices, few, report)
     step, exposed, bubble, dropped = answers[:, :4].T
     return Screened(step, exposed, bubble, answers[:, 4:].sum(axis=1), answers[:, 4:], PARTS, dropped)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the collector of cyclic garbage: none is made here, and it would walk through all that is kept."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _screened(cols: Columns, report: Callable[[float], None]) -> Floats:
