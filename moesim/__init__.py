@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     from moesim.errors import InfeasibleError, InternalError, MoesimError, ScenarioError, UserError
     from moesim.planner.run import plan
     from moesim.provenance import Quantity, Source
+    from moesim.rebalancing.run import rebalance
     from moesim.results.compare import compare
     from moesim.results.result import Result
-    from moesim.results.store import load as load_result
-    from moesim.results.store import save
     from moesim.roads import choose_dispatcher, compare_dispatchers, estimate, simulate
     from moesim.scenario.loading import load
     from moesim.scenario.scenario import Scenario
+    from moesim.serving.store import load as load_result
+    from moesim.serving.store import save
     from moesim.sweeps.run import sweep
     from moesim.sweeps.sensitivity import sensitivity
     from moesim.validation.run import validate
@@ -47,9 +48,10 @@ _DOORS = {
     "compare_dispatchers": "moesim.roads:compare_dispatchers",
     "estimate": "moesim.roads:estimate",
     "load": "moesim.scenario.loading:load",
-    "load_result": "moesim.results.store:load",
+    "load_result": "moesim.serving.store:load",
     "plan": "moesim.planner.run:plan",
-    "save": "moesim.results.store:save",
+    "rebalance": "moesim.rebalancing.run:rebalance",
+    "save": "moesim.serving.store:save",
     "sensitivity": "moesim.sweeps.sensitivity:sensitivity",
     "simulate": "moesim.roads:simulate",
     "sweep": "moesim.sweeps.run:sweep",
@@ -74,6 +76,7 @@ __all__ = [
     "load",
     "load_result",
     "plan",
+    "rebalance",
     "save",
     "sensitivity",
     "simulate",

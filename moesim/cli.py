@@ -12,13 +12,25 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 import moesim
-from moesim import dashboard_cli, errors, evidence_cli, place_cli, plan_cli, sensitivity_cli, sweep_cli, trace_cli
+from moesim import (
+    dashboard_cli,
+    errors,
+    evidence_cli,
+    place_cli,
+    plan_cli,
+    rebalance_cli,
+    sensitivity_cli,
+    sweep_cli,
+    trace_cli,
+)
 from moesim.terminal import Progress, console, print_json, say
 
 if TYPE_CHECKING:
     from moesim.results.compare import Comparison
     from moesim.results.result import Result
+    from moesim.scenario.loading import AnyScenario
     from moesim.scenario.scenario import Scenario
+    from moesim.serving.result import ServingResult
 
 app = typer.Typer(
     name="moesim",
@@ -65,7 +77,7 @@ def simulate(
     as_json: AsJson = False,
     anyway: Anyway = False,
 ) -> None:
-    """Simulate a training step event by event; write tables, a report and a timeline."""
+    """Simulate a training step, or requests that are served, event by event; write tables and a report."""
     loaded = _load(scenario, settings)
     folder = out or Path("out") / loaded.name
     from moesim.results.store import check_folder
@@ -105,7 +117,7 @@ def compare(
     if by_dispatcher:
         if len(scenarios) != 1 or simulated or out is not None:
             raise errors.UserError("compare --dispatchers takes one scenario, estimates it, and writes no files")
-        _compare_dispatchers(_load(scenarios[0], settings), as_json)
+        _compare_dispatchers(_training(scenarios[0], settings), as_json)
         return
     if len(scenarios) < 2:
         raise errors.UserError("compare needs at least two scenarios")
@@ -132,10 +144,10 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """The scenario with every default filled in and the source of each catalog number."""
-    loaded = _load(scenario, settings)
     if by_groups:
-        _show_groups(loaded, as_json)
+        _show_groups(_training(scenario, settings), as_json)
         return
+    loaded = _load(scenario, settings)
     if as_json:
         print_json(loaded.document())
         return
@@ -149,12 +161,17 @@ def check(scenario: ScenarioFile, settings: Settings = None, as_json: AsJson = F
     """All problems of a scenario, or whether it fits in memory; exit code 2 where there is a problem, 3 where it does
     not fit, 0 where it fits or is tight."""
     from moesim.results.memory_verdict import judge, refused
+    from moesim.scenario.serving import ServingScenario
+    from moesim.serving.verdict import judge_serving
 
     said: dict[str, Any] = {"scenario": str(scenario), "problems": [], "infeasible": None}
     try:
         loaded = _load(scenario, settings)
-        found = judge(loaded, moesim.estimate(loaded, even_if_infeasible=True).memory)
-        said |= {"infeasible": found.refusal(loaded.name), "memory": found.as_dict()}
+        if isinstance(loaded, ServingScenario):
+            said["memory"], said["infeasible"] = judge_serving(loaded)
+        else:
+            found = judge(loaded, moesim.estimate(loaded, even_if_infeasible=True).memory)
+            said |= {"infeasible": found.refusal(loaded.name), "memory": found.as_dict()}
     except (errors.UserError, errors.InfeasibleError) as error:
         if not as_json:
             raise
@@ -197,6 +214,7 @@ app.command()(plan_cli.plan)
 app.command()(sweep_cli.sweep)
 app.command()(sensitivity_cli.sensitivity)
 app.command()(place_cli.place)
+app.command()(rebalance_cli.rebalance)
 app.command()(dashboard_cli.dashboard)
 
 
@@ -233,33 +251,44 @@ def _compare_dispatchers(scenario: Scenario, as_json: bool) -> None:
     console().print(f"auto: {reason}")
 
 
-def _load(path: Path, settings: list[str] | None) -> Scenario:
+def _load(path: Path, settings: list[str] | None) -> AnyScenario:
     return moesim.load(path, settings or ())
+
+
+def _training(path: Path, settings: list[str] | None) -> Scenario:
+    """The scenario of a verb that knows training alone."""
+    from moesim.scenario.loading import training
+
+    return training(_load(path, settings))
 
 
 def _answer(path: Path, settings: list[str] | None, simulated: bool, anyway: bool) -> Result:
     """The result in a folder, or that of a scenario."""
     if path.is_dir() and (path / "result.json").exists():
-        return moesim.load_result(path)
-    loaded = _load(path, settings)
+        from moesim.results.result import Result
+
+        found = moesim.load_result(path)
+        if not isinstance(found, Result):
+            raise errors.UserError(f"{path}: holds a serving result; compare takes those of training steps")
+        return found
+    loaded = _training(path, settings)
     if not simulated:
         return moesim.estimate(loaded, even_if_infeasible=anyway)
     with Progress() as progress:
         return moesim.simulate(loaded, progress, even_if_infeasible=anyway)
 
 
-def _show_result(result: Result, as_json: bool) -> None:
+def _show_result(result: Result | ServingResult, as_json: bool) -> None:
     if as_json:
         print_json(result.as_dict())
         return
-    from moesim.results import table
+    from moesim.serving.table import result_tables
 
     out = console()
     if result.question:
         out.print(errors.shorten(result.question, 500), style="bold")
-    out.print(table.summary_table(result))
-    out.print(table.breakdown_table(result))
-    out.print(table.memory_table(result))
+    for shown in result_tables(result):
+        out.print(shown)
     for note in result.notes:
         say(f"note: {note}")
 

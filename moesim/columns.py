@@ -89,6 +89,82 @@ SUMMARY: dict[str, Column] = {
     "energy": Column("J", "energy for workload.total_tokens: the GPU's rating in steps, its idle share of it else"),
 }
 
+SERVING: dict[str, Column] = {
+    "time_to_first_token": Column("s", "from a request's arrival to its first output token, median over requests"),
+    "time_to_first_token_p99": Column("s", "the same, 99th percentile"),
+    "time_per_output_token": Column(
+        "s", "time from first to last output token over the tokens after the first, median over requests"
+    ),
+    "time_per_output_token_p99": Column("s", "the same, 99th percentile"),
+    "request_latency": Column("s", "from a request's arrival to its last token, median over requests"),
+    "request_latency_p99": Column("s", "the same, 99th percentile"),
+    "output_tokens_per_second": Column("token/s", "output tokens a second, whole deployment"),
+    "output_tokens_per_second_per_gpu": Column("token/s", "output tokens a second over all GPUs of the deployment"),
+    "input_tokens_per_second": Column("token/s", "prompt tokens a second, cached ones too, whole deployment"),
+    "requests_per_second": Column("1/s", "requests that end a second"),
+    "goodput_requests_per_second": Column("1/s", "requests a second that keep every limit of workload.limits"),
+    "goodput_fraction": Column("fraction", "share of requests that keep every limit of workload.limits"),
+    "kv_cache_use": Column(
+        "fraction", "tokens in the KV cache over its room, mean over time, of the instances that decode"
+    ),
+    "batch_requests": Column(
+        "", "requests in an iteration's batch, mean over the time worked, of an instance that decodes"
+    ),
+    "rank_load_max_over_mean": Column(
+        "ratio", "busiest expert-parallel rank's rows over the mean, mean over layers and over time worked"
+    ),
+    "expert_load_max_over_mean": Column(
+        "ratio", "busiest expert's tokens over the mean, mean over layers and over time worked"
+    ),
+    "communication_fraction": Column("fraction", "share of the iterations' time that compute waits for communication"),
+    "memory_per_gpu": Column("B", "memory taken on the fullest GPU, KV cache at its full room"),
+    "fits_in_memory": Column(
+        "ratio", "weights and buffers over the memory that engine.kv_cache_fraction gives: the rest is KV cache"
+    ),
+    "gpu_hours_per_million_output_tokens": Column("GPU-h", "GPU-hours of the whole deployment a million output tokens"),
+    "cost_per_million_output_tokens": Column("$", "the same at prices.gpu_hour (+ energy x prices.electricity)"),
+}
+
+REQUESTS: dict[str, Column] = {
+    "request": Column("", "request, in order of arrival", "int64"),
+    "arrival": Column("s", "when it comes"),
+    "input_tokens": Column("token", "prompt tokens", "int64"),
+    "cached_tokens": Column("token", "of them in the KV cache already", "int64"),
+    "output_tokens": Column("token", "output tokens", "int64"),
+    "begin": Column("s", "when an engine lets it in: it has a seat and room in the KV cache"),
+    "prefill_end": Column("s", "when its prompt is computed"),
+    "kv_transfer": Column("s", "from then until its KV cache is at the instance that decodes: waiting and sending"),
+    "first_token": Column("s", "first output token"),
+    "end": Column("s", "last output token"),
+    "prefill_instance": Column("", "instance that computes its prompt; -1 where none", "int32"),
+    "decode_instance": Column("", "instance that decodes it; -1 where none", "int32"),
+    "time_to_first_token": Column("s", "first_token - arrival"),
+    "time_per_output_token": Column("s", "(end - first_token) / (output_tokens - 1); 0 for a single token"),
+    "latency": Column("s", "end - arrival"),
+    "within_limits": Column("", "1 where it keeps every limit of workload.limits", "int32"),
+}
+
+ITERATIONS: dict[str, Column] = {
+    "time": Column("s", "begin of the time bin"),
+    "seconds": Column("s", "length of the time bin"),
+    "instance": Column("", "instance within its pool", "int32"),
+    "phase": Column("", "prefill, decode or mixed", "str"),
+    "iterations": Column("", "iterations in the bin"),
+    "busy_fraction": Column("fraction", "share of the bin spent in iterations"),
+    "prefill_tokens": Column("token", "prompt tokens computed in the bin"),
+    "output_tokens": Column("token", "output tokens given in the bin"),
+    "batch_requests": Column("", "requests in an iteration's batch, mean over the time worked"),
+    "waiting_requests": Column("", "requests that wait to be let in, mean over the time worked"),
+    "kv_cache_use": Column("fraction", "tokens in the KV cache over its room, mean over the time worked"),
+    "kv_cache_reserved": Column("fraction", "tokens reserved in it for requests let in, mean over the time worked"),
+    "rank_load_max_over_mean": Column("ratio", "expert-parallel ranks' rows, mean over iterations; 1 where idle"),
+    "rank_load_worst": Column("ratio", "the same, worst iteration of the bin"),
+    "expert_load_max_over_mean": Column("ratio", "experts' tokens, mean over iterations; 1 where idle"),
+    "replica_requests_max_over_mean": Column(
+        "ratio", "requests of the attention replicas, mean over the time worked; 1 where idle"
+    ),
+}
+
 OPERATIONS: dict[str, Column] = {
     "step": Column("", "simulated step", "int32"),
     "stage": Column("", "pipeline rank", "int32"),

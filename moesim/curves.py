@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from moesim.errors import MoesimError, ScenarioError, shorten
 from moesim.results.curve import Curve, Point
 from moesim.roads import estimate
-from moesim.scenario.loading import load
+from moesim.scenario.loading import load_training
 from moesim.scenario.scenario import Scenario
 
 CAPACITY_FACTORS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
@@ -29,7 +29,7 @@ def curve(
     points = []
     for at, overrides in sorted(values, key=lambda pair: pair[0]):
         try:
-            summary = estimate(load(document, overrides), even_if_infeasible=True).summary
+            summary = estimate(load_training(document, overrides), even_if_infeasible=True).summary
             points.append(Point(at, {name: summary[name] for name in metrics if name in summary}))
         except MoesimError as error:
             points.append(Point(at, why=_reason(error)))

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moesim.errors import FileError, UnknownNameError, UserError
+from moesim.errors import UserError
 from moesim.terminal import console, print_json, say
-from moesim.trace_cli import _read as read_recording
 
 if TYPE_CHECKING:
     from moesim.placement.judge import Outcome
     from moesim.placement.placement import Placement
-    from moesim.placement.source import Observed
     from moesim.specs.model import ModelSpec
 
 _HEADS = {
@@ -57,9 +55,10 @@ def place(
     from moesim import catalog
     from moesim.placement import Target, formats
     from moesim.placement.judge import plan_and_judge
+    from moesim.placement.source import observe_named
 
     spec = catalog.load("models", model) if model else None
-    observed = _observed(source, spec, options)
+    observed = observe_named(source, spec, options)
     observed = observed.of_layers(_numbers(layers)) if layers else observed
     target = Target(ranks, domains_of, redundant, groups or (spec.router.groups if spec else 1))
     outcome = plan_and_judge(observed, strategy, target, replica_choice, tolerance)
@@ -81,34 +80,6 @@ def place(
         say("note: one row of counts: the plan is judged on the load it was made from, which flatters it")
     if format_ == "sglang" and spec is None:
         say(f"note: rows for {layers_of_model} layers; --model says where a model has more")
-
-
-def _observed(source: str, model: ModelSpec | None, options: list[str] | None) -> Observed:
-    """A profile by its name in the catalog, or a recording."""
-    from moesim import catalog
-    from moesim.catalog import recorded
-    from moesim.placement.source import observe, observe_profile
-    from moesim.routing.profile import RoutingProfile
-    from moesim.traces.counts import RouterCounts
-    from moesim.traces.trace import RouterTrace
-
-    name: str | None = source
-    if source in catalog.names("profiles"):
-        profile = catalog.load("profiles", source)
-        name = profile.trace or profile.fitted
-        if name is None:
-            return observe_profile(profile, model)
-    if name in recorded.names("fitted") and (name != source or name not in recorded.names("traces")):
-        return observe_profile(RoutingProfile.load(recorded.find("fitted", name)), model)
-    known = {*catalog.names("profiles"), *recorded.names("fitted"), *recorded.names("traces")}
-    if name not in known and not Path(str(name)).exists():
-        raise UnknownNameError("file, trace or load profile", source, known)
-    found = read_recording(str(name), None, options)
-    if not isinstance(found, (RouterTrace, RouterCounts)):
-        raise FileError(f"{source} says how many experts were used, not which: nothing can be placed by it")
-    if model is not None and model.n_experts != found.meta.experts:
-        raise UserError(f"{source} has {found.meta.experts} experts, {model.name} {model.n_experts}")
-    return observe(found)
 
 
 def _extra_bytes(plan: Placement, model: ModelSpec | None, bytes_per_weight: float) -> float | None:

@@ -22,7 +22,8 @@ HOW = "How to search"
 
 def plan(
     file: Annotated[
-        Path | None, typer.Argument(metavar="[PLAN]", help="a plan file (YAML); the options add to it or replace it")
+        Path | None,
+        typer.Argument(metavar="[PLAN]", help="a plan file or a scenario (YAML); the options add to it or replace it"),
     ] = None,
     model: Annotated[str, typer.Option(help="models, with commas", rich_help_panel=OF_THE_QUESTION)] = "",
     gpu: Annotated[str, typer.Option(help="GPUs, with commas", rich_help_panel=OF_THE_QUESTION)] = "",
@@ -62,7 +63,9 @@ def plan(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="what stays, as in a scenario", rich_help_panel=HOW),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="folder for plan.json, candidates, winner.yaml")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="folder for plan.html, plan.json, candidates, winner.yaml")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> None:
     """Which GPUs and which layout train a model within the limits, for least? And why the rest does not."""
@@ -90,7 +93,9 @@ def plan(
         settings=tuple(settings or ()),
     )
     if file is None and not model:
-        raise errors.UserError("say what to plan: a plan file, or --model NAME --gpu NAME,... --tokens 1T --days 30")
+        raise errors.UserError(
+            "say what to plan: a plan file, a scenario, or --model NAME --gpu NAME,... --tokens 1T --days 30"
+        )
     spec, folder = spec_of(file, line)
     if out is not None:
         check_folder(out)

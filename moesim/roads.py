@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, overload
+
 from moesim.closed_form.expected import expected_work
 from moesim.closed_form.run import estimate_model, even_step
 from moesim.engine.run import Progress, simulate_model
@@ -13,28 +15,62 @@ from moesim.results.dispatcher_table import DispatcherRow, ordered
 from moesim.results.link_use import LinkUse, link_use_of
 from moesim.results.result import Result
 from moesim.scenario.scenario import Scenario
+from moesim.scenario.serving import ServingScenario
 from moesim.step.memory import memory_parts
 from moesim.step.model import StepModel
 
+if TYPE_CHECKING:
+    from moesim.serving.result import ServingResult
 
-def estimate(scenario: Scenario, *, even_if_infeasible: bool = False) -> Result:
-    """The closed form of `scenario`, in milliseconds.
 
-    Raises `InfeasibleError` where the model does not fit in memory, unless `even_if_infeasible`.
+@overload
+def estimate(scenario: Scenario, *, even_if_infeasible: bool = False) -> Result: ...
+
+
+@overload
+def estimate(scenario: ServingScenario, *, even_if_infeasible: bool = False) -> ServingResult: ...
+
+
+def estimate(scenario: Scenario | ServingScenario, *, even_if_infeasible: bool = False) -> Result | ServingResult:
+    """The closed form of `scenario`, in milliseconds; of serving, its steady state.
+
+    Raises `InfeasibleError` where the model does not fit in memory, or requests come faster than they can be served,
+    unless `even_if_infeasible`.
     """
+    if isinstance(scenario, ServingScenario):
+        from moesim.serving.run import estimate_serving
+
+        return estimate_serving(scenario, even_if_infeasible=even_if_infeasible)
     result = estimate_model(_closed_form(scenario))
     if not even_if_infeasible:
         require_memory(scenario, result.memory)
     return result
 
 
-def simulate(scenario: Scenario, progress: Progress | None = None, *, even_if_infeasible: bool = False) -> Result:
+@overload
+def simulate(scenario: Scenario, progress: Progress | None = None, *, even_if_infeasible: bool = False) -> Result: ...
+
+
+@overload
+def simulate(
+    scenario: ServingScenario, progress: Progress | None = None, *, even_if_infeasible: bool = False
+) -> ServingResult: ...
+
+
+def simulate(
+    scenario: Scenario | ServingScenario, progress: Progress | None = None, *, even_if_infeasible: bool = False
+) -> Result | ServingResult:
     """The discrete-event simulation of `scenario`; `progress(what, share)` hears how far it is.
 
     The step at perfectly balanced routing, against which `skew_time` is told, comes from the closed form where all
     ranks are alike, for there both roads are one; with jitter, stragglers or flows it is simulated.
-    Raises `InfeasibleError` where the model does not fit in memory, unless `even_if_infeasible`.
+    Raises `InfeasibleError` where the model does not fit in memory, unless `even_if_infeasible`; of serving always, for
+    without a KV cache there is nothing to simulate.
     """
+    if isinstance(scenario, ServingScenario):
+        from moesim.serving.run import simulate_serving
+
+        return simulate_serving(scenario, progress)
     model = StepModel(scenario)
     if not even_if_infeasible:
         closed = _closed_form(scenario)

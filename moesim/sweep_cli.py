@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +13,9 @@ from moesim.terminal import Progress, console, print_json, say
 
 if TYPE_CHECKING:
     from moesim.sweeps.result import Sweep
+
+INTERRUPTED = 128 + signal.SIGINT
+"""The exit code of a command that Ctrl-C has ended, as shells have it."""
 
 
 def sweep(
@@ -24,7 +29,12 @@ def sweep(
     out: Annotated[Path | None, typer.Option("--out", help="folder for the answers [default: out/NAME]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> None:
-    """Answer many points of a scenario: a grid, a list, or drawn at random, under several seeds, into one Parquet."""
+    """Answer many points of a scenario: a grid, a list, or drawn at random, under several seeds, into one Parquet.
+
+    Answers are kept as they come: --resume goes on after Ctrl-C (exit code 130) or kill -9.
+
+    More points, values or seeds are the same sweep; the folder of another one is refused.
+    """
     import moesim
     from moesim.sweeps.store import TABLE
 
@@ -41,8 +51,9 @@ def sweep(
                 progress=lambda what, share, left: bar(what, share),
             )
     except KeyboardInterrupt:
-        say(f"what is done is kept in {folder}/; go on with --resume")
-        raise
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second press must not cut the clearing up short
+        say(f"moesim: interrupted: what is done is kept in {folder}/; go on with --resume")
+        sys.exit(INTERRUPTED)
     _show(found, as_json)
     for note in found.notes:
         say(f"note: {note}")

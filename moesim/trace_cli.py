@@ -61,8 +61,9 @@ def import_(
 ) -> None:
     """Turn another tool's recording into moesim's trace format."""
     from moesim.traces import store
+    from moesim.traces.recordings import read_recording
 
-    trace = _token_level(_read(path, format_, options), path)
+    trace = _token_level(read_recording(path, format_, options), path)
     target = out or Path(f"{path.stem}.safetensors")
     if target.exists() and target.resolve() == path.resolve():
         raise UserError(f"{target} is the recording itself; name another file with --out")
@@ -85,8 +86,9 @@ def inspect(
     """Load, locality, co-activation, imbalance by batch and expert parallelism, drops: what a trace says."""
     from moesim.traces.counts import RouterCounts
     from moesim.traces.inspect import inspect as look
+    from moesim.traces.recordings import read_recording
 
-    read = _read(recording, format_, options)
+    read = read_recording(recording, format_, options)
     found = look(read if isinstance(read, RouterCounts) else _token_level(read, recording))
     if out is not None:
         from moesim.results.trace_report import write_report
@@ -117,8 +119,9 @@ def fit(
     Counts without tokens give a simple law, an entry for a catalog's profiles.yaml.
     """
     from moesim.traces.counts import RouterCounts
+    from moesim.traces.recordings import read_recording
 
-    found = _read(recording, format_, options)
+    found = read_recording(recording, format_, options)
     if isinstance(found, RouterCounts):
         _fit_counts(found, name or f"{Path(recording).stem}-like", out, as_json)
         return
@@ -152,11 +155,11 @@ def evolve(
     as_json: AsJson = False,
 ) -> None:
     """How the load evolves over training steps, by the law of the scenario's routing.load.balancing."""
-    import moesim
     from moesim.results.trace_table import evolution_table
+    from moesim.scenario.loading import load_training
     from moesim.step.draws import evolution
 
-    told = evolution(moesim.load(scenario, settings or ()), rows)
+    told = evolution(load_training(scenario, settings or ()), rows)
     if as_json:
         print_json({"scenario": str(scenario), "evolution": told})
     else:
@@ -178,25 +181,6 @@ def _fit_counts(counts: Any, name: str, out: Path | None, as_json: bool) -> None
         print_json(entry)
     elif out is None:
         typer.echo(to_yaml(entry), nl=False)
-
-
-def _read(recording: str | Path, format_: str | None, options: list[str] | None) -> Any:
-    """A recording by its name in the catalog, or a file in any known format."""
-    from moesim.catalog import recorded
-    from moesim.catalog.yaml_files import parse_mapping
-    from moesim.traces import importers, store
-
-    if str(recording) in recorded.names("traces") and format_ is None:
-        return store.load(recorded.find("traces", str(recording)))
-    given: dict[str, Any] = {}
-    for option in options or ():
-        key, equals, value = option.partition("=")
-        if not equals:
-            raise UserError(f"--option {option!r} is not of the form key=value")
-        given[key] = parse_mapping(f"value: {value}", f"--option {key}")["value"]
-    if not Path(recording).exists():
-        recorded.find("traces", str(recording))
-    return importers.read(recording, format_, **given)
 
 
 def _token_level(found: Any, path: str | Path) -> Any:

@@ -14,8 +14,8 @@ from moesim.engine.run import draw_routing
 from moesim.engine.simulation import simulate_step
 from moesim.errors import InternalError
 from moesim.randomness import Streams
-from moesim.step.draws import routing_sampler
 from moesim.step.model import StepModel
+from moesim.step.placed import routing_sampler
 from moesim.step.routed import RoutedWork, even_work, price_layers
 
 BASE: dict[str, Any] = {

@@ -16,15 +16,15 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("specs", "catalog"),
     ("routing", "traces", "placement"),
     ("network", "costs", "measurement"),
-    ("scenario", "step", "results"),
-    ("closed_form", "engine"),
+    ("scenario", "step", "iteration", "results"),
+    ("closed_form", "engine", "serving"),
     ("roads", "curves", "screening"),
-    ("validation", "calibration", "sweeps"),
+    ("validation", "calibration", "sweeps", "rebalancing"),
     ("planner",),
     ("listing",),
     ("__init__",),
     ("terminal",),
-    ("trace_cli", "evidence_cli", "sweep_cli", "place_cli", "plan_cli", "dashboard_cli", "sensitivity_cli"),
+    ("trace_cli", "evidence_cli", "sweep_cli", "place_cli", "rebalance_cli", "plan_cli", "dashboard_cli", "sensitivity_cli"),
     ("cli",),
     ("__main__",),
 )
@@ -33,7 +33,7 @@ INDEPENDENT_ROADS = {"closed_form", "engine"}
 
 # Foreign packages with one door each: package -> the only files (patterns) or rooms that may import it.
 DOORS = {
-    "simpy": ("engine",),
+    "simpy": ("engine", "serving"),
     "torch": ("traces/torch_*.py", "measurement/torch_*.py"),
     "altair": (
         "*/charts.py",
@@ -42,7 +42,7 @@ DOORS = {
         "results/*_chart.py",
         "results/chart_style.py",
     ),
-    "vl_convert": ("results/report.py", "results/charts.py"),
+    "vl_convert": ("results/page.py", "results/charts.py"),
     "numba": ("*_kernels.py",),
     "dask": ("sweeps/dask_executor.py",),
     "distributed": ("sweeps/dask_executor.py",),
@@ -55,12 +55,15 @@ LAZY_DOORS = {
     "trace_cli.py",
     "evidence_cli.py",
     "place_cli.py",
+    "rebalance_cli.py",
     "plan_cli.py",
     "sweep_cli.py",
     "sensitivity_cli.py",
     "sweeps/effects.py",
     "planner/plan.py",
+    "roads.py",
     "results/result.py",
+    "serving/result.py",
     "results/compare.py",
 }
 

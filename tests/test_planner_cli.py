@@ -37,7 +37,7 @@ def test_one_line_is_a_plan(written: tuple[subprocess.CompletedProcess[str], Pat
         assert word in told.stdout
     assert "note: global batch" in told.stderr
     assert max(map(len, told.stdout.splitlines())) <= 80
-    assert {path.name for path in folder.iterdir()} == {"plan.json", "candidates.parquet", "winner.yaml"}
+    assert {path.name for path in folder.iterdir()} == {"plan.json", "plan.html", "candidates.parquet", "winner.yaml"}
 
 
 def test_the_winner_runs_as_it_is(written: tuple[subprocess.CompletedProcess[str], Path]) -> None:
@@ -102,6 +102,15 @@ def test_a_file_with_options_over_it(tmp_path: Path) -> None:
     answer = json.loads(told.stdout)
     assert (answer["name"], answer["question"], answer["objective"]) == ("mine", "How?", "time")
     assert not any("Step Law" in note for note in answer["models"][0]["notes"])
+
+
+def test_a_scenario_file_is_searched_anew_and_its_layout_ranked() -> None:
+    few = ["--search", "parallelism.tensor=1", "--search", "parallelism.pipeline=1", "--search", "schedule=auto"]
+    told = run(ROOT / "scenarios" / "olmoe-8-h100.yaml", *few, "--simulate", 1, "--workers", 1)
+    assert told.returncode == 0, told.stderr
+    assert "Your layout (8 h100-sxm, TP 1, PP 1, EP 8, MB 2): rank" in " ".join(told.stdout.split())
+    assert "(your layout)" in told.stdout
+    assert "note: the scenario's own layout is searched anew" in told.stderr
 
 
 def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from planner_fixture import SCENARIO, SMALL, question, spec
 
 import moesim
 from moesim.errors import ScenarioError, UserError
-from moesim.planner import defaults
+from moesim.planner import defaults, sizes
 from moesim.planner.reading import questions
 from moesim.planner.run import load_spec, read_spec
 from moesim.planner.space import enumerate_space
@@ -56,7 +56,7 @@ def test_impossible_values_are_told_all_at_once() -> None:
     for place in ("parallelism.tensor.0", "recompute.0", "routing.capacity.0", "overlap.0"):
         assert f"search.{place}" in said
     assert "expected a list of 1 to" in told(search={"parallelism.tensor": []})
-    assert "only 0 redundant experts" in told(search={"placement.redundant_experts": [0, 8]})
+    assert "one copy of every expert" in told(search={"placement.redundant_experts": [0, 8]})
 
 
 @pytest.mark.parametrize(
@@ -104,15 +104,15 @@ def test_cluster_sizes_start_where_arithmetic_and_memory_allow() -> None:
     total = parameters.count(asked.base.model).total
     assert 32 * 85.9e9 < 18 * total < 64 * 85.9e9
     few = question(scenario=base, search={"cluster.gpu": "h100-sxm"}, limits={"days": 30, "gpus": 200})
-    # One size beyond the limit, so that what the limit keeps out can be told.
-    assert [cluster.gpus for cluster in few.choices.clusters] == [64, 128, 256]
+    # The most that a usual batch divides by, and one size beyond the limit, to tell what it keeps out.
+    assert [cluster.gpus for cluster in few.choices.clusters] == [64, 128, 192, 256]
 
 
 def test_a_rack_of_72_works_with_64() -> None:
-    assert defaults.filled_domain(256, 72) == 64
-    assert defaults.filled_domain(144, 72) == 72
-    assert defaults.filled_domain(8, 72) == 72
-    assert defaults.filled_domain(100, 8) == 8
+    assert sizes.filled_domain(256, 72) == 64
+    assert sizes.filled_domain(144, 72) == 72
+    assert sizes.filled_domain(8, 72) == 72
+    assert sizes.filled_domain(100, 8) == 8
     asked = question(search={"cluster.gpu": "gb200-nvl72", "cluster.gpus": 256})
     assert asked.choices.clusters[0].gpus_per_domain == 64
     assert any("64 of each domain's 72" in note for note in asked.notes)

@@ -12,6 +12,7 @@ from planner_fixture import SCENARIO, SMALL, question
 
 import moesim
 from moesim.errors import UserError
+from moesim.planner.explain import label
 from moesim.planner.plan import Plan
 from moesim.planner.pool import Pool
 from moesim.planner.search import quick
@@ -138,11 +139,12 @@ def test_the_words_name_what_differs() -> None:
     model = plan.models[0]
     first, second = model.rows[:2]
     assert first.road == second.road == "simulate"
-    assert "runner-up" in model.words[0]
+    assert model.words[0].startswith(f"The cheapest is {label(first)}: {show(first.figures.run_seconds[0], 's')}")
+    assert "runner-up" in model.words[1]
     name = next(key for key in first.layout if first.layout[key] != second.layout[key])
     assert name.rpartition(".")[2] in " ".join(model.words) or name in ("schedule.kind", "overlap.expert_communication")
     share = 1 - first.summary["cost"].value / second.summary["cost"].value
-    assert f"{100 * share:.3g} %" in model.words[0]
+    assert f"{100 * share:.3g} %" in model.words[1]
     need = first.summary["step_time"].value
     assert any(f"below {show(need, 's')}" in sentence for sentence in model.words)
 
@@ -185,7 +187,7 @@ def test_the_same_plan_is_the_same_bytes_with_any_number_of_workers(tmp_path: Pa
     for folder, workers in (("one", 1), ("two", 2)):
         written = planned(workers=workers, **said).save(tmp_path / folder)
         names = [path.name for path in written]
-    assert names == ["candidates.parquet", "winner.yaml", "plan.json"]
+    assert names == ["candidates.parquet", "winner.yaml", "plan.html", "plan.json"]
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 

@@ -17,7 +17,8 @@ import yaml
 from pytest_benchmark.fixture import BenchmarkFixture
 from results_fixture import LARGE, dense, estimated, simulated
 
-from moesim.results.report import json_in_html, write_html
+from moesim.results.page import json_in_html
+from moesim.results.report import write_html
 from moesim.results.result import Result
 from moesim.results.table import summary_rows
 

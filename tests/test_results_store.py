@@ -201,11 +201,11 @@ def test_a_table_with_other_columns_is_refused(tmp_path: Path) -> None:
     save(simulated(), tmp_path)
     pq.write_table(pa.table({"layer": [1]}), tmp_path / "routing.parquet")
     document = json.loads((tmp_path / "result.json").read_text())
-    edit(tmp_path, tables=document["tables"] | {"routing.parquet": store._sha256(tmp_path / "routing.parquet")})
+    edit(tmp_path, tables=document["tables"] | {"routing.parquet": store.sha256(tmp_path / "routing.parquet")})
     with pytest.raises(FileError, match="its columns are not layer, sample"):
         load(tmp_path)
     (tmp_path / "routing.parquet").write_bytes(b"PAR1 nonsense PAR1")
-    edit(tmp_path, tables=document["tables"] | {"routing.parquet": store._sha256(tmp_path / "routing.parquet")})
+    edit(tmp_path, tables=document["tables"] | {"routing.parquet": store.sha256(tmp_path / "routing.parquet")})
     with pytest.raises(FileError, match="cannot read"):
         load(tmp_path)
 

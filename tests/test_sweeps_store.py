@@ -18,10 +18,13 @@ from interrupts import hears, interrupt
 from sweep_fixture import SMALL, Watch, alive, command, run, wait_until
 
 import moesim
+from moesim import roads
 from moesim.errors import FileError, UserError
+from moesim.sweeps.header import Header, read_header
 from moesim.sweeps.store import FolderStore, folder_store
 
 SEEDS = 24
+HEADER = Header("", "small", "estimate", (), "a", "b")
 
 
 @pytest.fixture
@@ -48,7 +51,7 @@ def table(folder: Path) -> bytes:
 def computed() -> tuple[list[int], Callable[[Any], Any]]:
     """Seeds that are estimated, and the estimate that notes them."""
     asked: list[int] = []
-    estimate = moesim.roads.estimate
+    estimate = roads.estimate
 
     def counted(scenario: moesim.Scenario) -> moesim.Result:
         asked.append(scenario.simulation.seed)
@@ -86,7 +89,7 @@ def test_a_killed_sweep_goes_on_where_it_was(
     assert len(set(again) & ended) <= 2
     moesim.sweep(statement, out=whole, workers=0)
     assert table(out) == table(whole)
-    assert sorted(path.name for path in out.iterdir()) == [".lock", "points", "sweep.parquet"]
+    assert sorted(path.name for path in out.iterdir()) == [".lock", "points", "sweep.json", "sweep.parquet"]
 
 
 def test_interrupted_it_ends_cleanly_and_goes_on(statement: Path, watch: Watch, tmp_path: Path) -> None:
@@ -104,7 +107,7 @@ def test_interrupted_it_ends_cleanly_and_goes_on(statement: Path, watch: Watch, 
     assert process.returncode == 130
     assert said == ""
     assert "Traceback" not in noted
-    assert "go on with --resume" in noted
+    assert noted.splitlines()[-1] == f"moesim: interrupted: what is done is kept in {out}/; go on with --resume"
     assert not any(alive(number) for number, _, _ in watch.lines())
     stored = len(files(out))
     found = moesim.sweep(statement, out=out, resume=True, workers=0)
@@ -189,7 +192,7 @@ def test_a_full_disk_ends_with_one_message_and_keeps_what_is_done(
     replace, written = os.replace, []
 
     def full(source: Path, target: Path) -> None:
-        if len(written) == 3:
+        if len(written) == 4:  # the header, and three answers
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         written.append(target)
         replace(source, target)
@@ -201,7 +204,7 @@ def test_a_full_disk_ends_with_one_message_and_keeps_what_is_done(
     message = str(caught.value)
     assert "No space left on device" in message
     assert "3 points of this run are kept: go on with --resume" in message
-    assert files(tmp_path) == sorted(written)
+    assert files(tmp_path) == sorted(written[1:])
     assert not (tmp_path / ".part").exists()
     found = moesim.sweep(SMALL, seeds=6, out=tmp_path, resume=True)
     assert (found.computed, found.reused, found.notes) == (3, 3, ())
@@ -222,14 +225,14 @@ def test_the_system_refuses_a_write(limit: int, stored: int, statement: Path, tm
     assert "Traceback" not in told.stderr
     assert len(files(out)) == stored
     assert not (out / "sweep.parquet").exists()
-    assert {path.name for path in out.iterdir()} == {".lock", "points"}
+    assert {path.name for path in out.iterdir()} == {".lock", "points", "sweep.json"}
     found = moesim.sweep(statement, out=out, resume=True)
     assert (found.reused, found.notes) == (stored, ())
 
 
 def test_two_sweeps_into_one_folder_are_refused(statement: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with folder_store(out, resume=False):
+    with folder_store(out, False, HEADER):
         told = run(statement, "--out", out, "--resume")
         assert told.returncode == 2
         assert f"another sweep (process {os.getpid()}) is writing into {out}" in told.stderr
@@ -241,16 +244,18 @@ def test_two_sweeps_into_one_folder_are_refused(statement: Path, tmp_path: Path)
 def test_a_killed_sweep_leaves_no_lock(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from moesim.sweeps.store import folder_store\n"
-        f"with folder_store(Path({str(tmp_path / 'out')!r}), False): print('held', flush=True); time.sleep(60)"
+        "from moesim.sweeps.header import Header\n"
+        f"with folder_store(Path({str(tmp_path / 'out')!r}), False, {HEADER!r}):\n"
+        "    print('held', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
-    with pytest.raises(UserError, match=f"process {process.pid}"), folder_store(tmp_path / "out", False):
+    with pytest.raises(UserError, match=f"process {process.pid}"), folder_store(tmp_path / "out", False, HEADER):
         pass
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    with folder_store(tmp_path / "out", False):
+    with folder_store(tmp_path / "out", False, HEADER):
         pass
 
 
@@ -268,3 +273,83 @@ def test_the_store_gives_back_what_it_was_given(tmp_path: Path) -> None:
     store.put(key, text)
     assert store.get(key) == {"status": "done", "reason": "é", "summary": {}}
     assert not store.damaged
+
+
+def test_another_sweep_does_not_replace_a_table(tmp_path: Path) -> None:
+    """Another scenario, road, question, or other fields: refused with both named, and nothing is touched."""
+    one = {"question": "Which micro-batch?", "scenario": SMALL, "grid": {"workload.micro_batch": [1, 2]}}
+    moesim.sweep(one, out=tmp_path)
+    before = table(tmp_path)
+    header = (tmp_path / "sweep.json").read_bytes()
+    larger = {**SMALL, "cluster": {"gpu": "h100-sxm", "gpus": 16}}
+    for other, which in (
+        ({**one, "question": "How many seeds?"}, "question"),
+        ({**one, "road": "simulate"}, "road"),
+        ({**one, "scenario": larger}, "scenario"),
+        ({**one, "grid": {"parallelism.expert": [4, 8]}}, "fields that vary"),
+        ({**one, "question": "", "scenario": larger}, "question and scenario"),
+    ):
+        for resume in (True, False):
+            with pytest.raises(UserError) as caught:
+                moesim.sweep(other, out=tmp_path, resume=resume)
+            message = str(caught.value)
+            assert (
+                'holds another sweep: "Which micro-batch?" (estimate of scenario over workload.micro_batch)' in message
+            )
+            assert f"They differ in {which}: name another --out" in message
+            assert "--resume" not in message
+    assert (table(tmp_path), (tmp_path / "sweep.json").read_bytes()) == (before, header)
+
+
+def test_the_same_sweep_may_grow(tmp_path: Path) -> None:
+    """More values, seeds and fields; the same scenario as a mapping, in a file, and loaded."""
+    moesim.sweep(SMALL, {"workload.micro_batch": [1]}, out=tmp_path / "out")
+    path = tmp_path / "small.yaml"
+    path.write_text(json.dumps(SMALL))
+    grown: list[tuple[Any, dict[str, list[Any]], int | None]] = [
+        (SMALL, {"workload.micro_batch": [1, 2]}, None),
+        (path, {"workload.micro_batch": [1, 2]}, 2),
+        (moesim.load(path), {"parallelism.expert": [8], "workload.micro_batch": [1, 2]}, 2),
+    ]
+    for scenario, over, seeds in grown:
+        found = moesim.sweep(scenario, over, seeds, out=tmp_path / "out", resume=True, workers=0)
+        assert found.reused > 0
+        assert not found.notes
+    assert read_header((tmp_path / "out" / "sweep.json").read_text()).fields == (  # type: ignore[union-attr]
+        "parallelism.expert",
+        "workload.micro_batch",
+    )
+    with pytest.raises(UserError, match="differ in fields that vary"):
+        moesim.sweep(SMALL, seeds=2, out=tmp_path / "out", resume=True)
+
+
+def test_points_that_leave_the_table_are_told(tmp_path: Path) -> None:
+    moesim.sweep(SMALL, {"workload.micro_batch": [1, 2, 4]}, out=tmp_path)
+    found = moesim.sweep(SMALL, {"workload.micro_batch": [2, 8]}, out=tmp_path, resume=True)
+    assert (found.computed, found.reused, len(files(tmp_path))) == (1, 1, 4)
+    assert "the table that lay there had 2 points that this sweep has not" in found.notes[0]
+    again = moesim.sweep(SMALL, {"workload.micro_batch": [1, 2, 4, 8]}, out=tmp_path, resume=True)
+    assert (again.computed, again.notes) == (0, ())
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"question": ""}', None])
+def test_a_damaged_header_is_told_and_written_anew(text: str | None, tmp_path: Path) -> None:
+    moesim.sweep(SMALL, seeds=2, out=tmp_path)
+    place = tmp_path / "sweep.json"
+    whole = place.read_text()
+    if text is None:
+        place.unlink()
+    else:
+        place.write_text(text)
+    with pytest.raises(UserError, match="go on with --resume"):
+        moesim.sweep(SMALL, seeds=2, out=tmp_path)
+    found = moesim.sweep(SMALL, seeds=2, out=tmp_path, resume=True)
+    assert found.reused == 2
+    assert "the folder did not say whose answers it holds" in found.notes[0]
+    assert place.read_text() == whole
+
+
+def test_a_header_without_answers_binds_nobody(tmp_path: Path) -> None:
+    """Killed before the first answer: there is nothing to lose."""
+    (tmp_path / "sweep.json").write_text(HEADER.text())
+    assert moesim.sweep(SMALL, seeds=2, out=tmp_path).computed == 2

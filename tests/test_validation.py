@@ -196,7 +196,7 @@ def test_what_cannot_run_has_its_reason() -> None:
     )
     assert "top_k 17 of only 16" in reason("dispatch_combine", {**EXCHANGE, "top_k": 17})
     assert "unknown collective" in reason("collective", {**PAIR, "collective": "broadcast"})
-    assert "serving" in reason("serving", {}, time_to_first_token=0.1)
+    assert "scenario: is required" in reason("serving", {}, time_to_first_token=0.1)
 
 
 def test_nodes_instead_of_ranks_of_a_domain(own: Path) -> None:
@@ -425,10 +425,11 @@ def test_the_json_is_as_promised_and_the_same_again(tmp_path: Path) -> None:
     assert a["error"] == pytest.approx(a["predicted"] / 5e-5 - 1)
     assert a["low"] < a["predicted"] < a["high"]
     assert a["within_range"] == (a["low"] <= 5e-5 <= a["high"])
-    assert (d["predicted"], d["error"], d["reason"]) == (None, None, "serving is not simulated yet")
+    assert (d["predicted"], d["error"]) == (None, None)
+    assert "workload: is required" in d["reason"]
     assert data["unpredicted"] == 1
     assert list(data["by_gpu"]) == ["h100-sxm"]
-    assert set(data["by_library"]) == {"hybrid-ep", "nccl"}
+    assert set(data["by_library"]) == {"auto", "hybrid-ep", "nccl"}
     assert data["coverage"] == pytest.approx(np.mean([row["within_range"] for row in data["cases"][:-1]]))
 
 

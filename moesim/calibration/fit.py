@@ -15,6 +15,7 @@ from moesim.calibration import compute_fit, network_fit, own_fit
 from moesim.calibration.compute_fit import Fits
 from moesim.calibration.entries import compute_entry, network_entries, own_entry, source_of
 from moesim.calibration.network_fit import Fitted
+from moesim.calibration.serving_fit import fit_serving
 from moesim.calibration.step_entries import fit_steps
 from moesim.calibration.tables import FileRead, Progress, Tables, read
 from moesim.calibration.writer import write
@@ -34,8 +35,8 @@ DATE_VARIABLE = "SOURCE_DATE_EPOCH"
 @dataclass(frozen=True)
 class Calibration:
     """What was fitted: `entries` by calibration name, as the file has them; `left_out` gives the laws and rows that
-    have no fit, with the reason; `notes` what a reader should know; `rows` counts table rows and training steps used;
-    `moved` has coefficients of the training step that moved, with the shipped and the fitted value."""
+    have no fit, with the reason; `notes` what a reader should know; `rows` counts table rows, training steps and
+    serving throughputs used; `moved` has coefficients of steps and serving that moved, with the shipped and the fitted value."""
 
     name: str
     path: Path | None
@@ -96,7 +97,7 @@ def calibrate(
     day = date or _today()
     found = _Findings()
     if steps:
-        _fit_steps(steps, day, found, progress)
+        _fit_cases(steps, day, found, progress)
     _fit_network(tables, day, found, progress)
     _fit_compute(tables, day, found, progress)
     _fit_own(tables, day, found)
@@ -134,16 +135,31 @@ def _files_left_out(tables: Tables) -> str:
     return "; ".join(f"{count} rows: {reason}" for reason, count in reasons.items())
 
 
-def _fit_steps(paths: list[Path], day: str, found: _Findings, progress: Progress | None) -> None:
+def _fit_cases(paths: list[Path], day: str, found: _Findings, progress: Progress | None) -> None:
+    """Training steps and serving throughputs, by what the case files hold."""
+    listed = cases.read(paths)
+    serving = [case for case in listed if case.kind == "serving"]
+    others = [case for case in listed if case.kind != "serving"]
+    _say(progress, "fitting training steps", 0.0)
+    if others or not serving:
+        made = fit_steps(others, day)
+        found.entries |= made.entries
+        found.left_out |= made.left_out
+        found.notes += made.notes
+        found.moved, found.steps = made.moved, made.used
+    if serving:
+        _say(progress, "fitting serving stacks", 0.5)
+        served = fit_serving(serving, day)
+        found.entries |= served.entries
+        found.left_out |= served.left_out
+        found.moved |= served.moved
+        found.steps += served.used
+    _say(progress, "fitting cases", 1.0)
+
+
+def _say(progress: Progress | None, what: str, share: float) -> None:
     if progress is not None:
-        progress("fitting training steps", 0.0)
-    made = fit_steps(cases.read(paths), day)
-    found.entries |= made.entries
-    found.left_out |= made.left_out
-    found.notes += made.notes
-    found.moved, found.steps = made.moved, made.used
-    if progress is not None:
-        progress("fitting training steps", 1.0)
+        progress(what, share)
 
 
 def _fit_network(tables: Tables, day: str, found: _Findings, progress: Progress | None) -> None:

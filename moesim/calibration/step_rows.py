@@ -20,7 +20,7 @@ from moesim.catalog.yaml_files import read_mapping
 from moesim.closed_form.run import even_step_seconds
 from moesim.errors import MoesimError, shorten
 from moesim.roads import estimate
-from moesim.scenario.loading import load
+from moesim.scenario.loading import load_training
 from moesim.scenario.scenario import Scenario
 from moesim.step.model import StepModel
 from moesim.step.stack import nearest
@@ -65,10 +65,11 @@ def sort_out(cases: Iterable[Case]) -> tuple[list[Step], dict[str, str]]:
             found.append(step)
         else:
             why.setdefault(step, []).append(f"{case.where} ({case.id})")
-    return found, {_listed(places): reason for reason, places in why.items()}
+    return found, {listed(places): reason for reason, places in why.items()}
 
 
-def _listed(places: Sequence[str]) -> str:
+def listed(places: Sequence[str]) -> str:
+    """How many cases and which, in words."""
     more = f" and {len(places) - _NAMED} more" if len(places) > _NAMED else ""
     return f"{len(places)} case{'s' if len(places) > 1 else ''}: {', '.join(places[:_NAMED])}{more}"
 
@@ -88,7 +89,7 @@ def read_step(case: Case) -> Step | str:
     if case.ratio_to is not None:
         return "a ratio of two steps is no step time"
     try:
-        scenario = load(case.scenario)
+        scenario = load_training(case.scenario)
         said = estimate(scenario, even_if_infeasible=True).summary
         even = even_step_seconds(StepModel(scenario))
     except MoesimError as error:

@@ -10,7 +10,6 @@ Left out: what a group limit does to uneven popularity, and correlation between 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
@@ -18,6 +17,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.closed_form._tail_kernels import tails
+from moesim.closed_form.placed import Reach, Slotted, by_expert, hit, reach, slot_rows, source_rows, spread_out
 from moesim.network.demand import Demand
 from moesim.network.dispatchers import PortTimes
 from moesim.randomness import Streams
@@ -28,7 +29,8 @@ from moesim.routing.routers.base import Router
 from moesim.step.draws import load_moments, shares
 from moesim.step.model import StepModel
 from moesim.step.offload import beside, fetched_on_average, held_on_average
-from moesim.step.routed import PORT_ARRAYS, RoutedWork, padded_demand
+from moesim.step.placed import placement
+from moesim.step.routed import PORT_ARRAYS, RoutedWork, SlotCounts, padded_demand
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -38,26 +40,29 @@ _NORMAL = NormalDist()  # the standard library's: importing scipy.special would 
 
 @dataclass(frozen=True)
 class Loads:
-    """Rows [L, E] routed to and kept by each expert in one microbatch of the group; `chance` [L, E] of a token in one
-    sequence."""
+    """Rows [L, E] routed to and kept by each expert in one microbatch of the group; `slots`: those of each slot, where
+    experts do not stand in order, each once."""
 
     routed: Floats
     kept: Floats
-    chance: Floats
+    slots: Slotted | None = None
 
 
 def expected_work(model: StepModel) -> RoutedWork | None:
     """Seconds and bytes of all routed work, one expected sample a layer."""
     if not model.scenario.model.is_moe:
         return None
-    loads = expected_loads(model, load_moments(model))
+    moments = load_moments(model)
+    loads = expected_loads(model, moments)
     ranks = model.scenario.parallelism.expert
-    computed = model.computed_rows(loads.kept).reshape(len(loads.kept), 1, ranks, -1)
+    slots = loads.slots
+    routed, kept = (loads.routed, loads.kept) if slots is None else (slots.routed, slots.kept)
+    computed = model.computed_rows(kept).reshape(len(kept), 1, ranks, -1)
     # An expert with few expected rows often has none: the chance of at least one, as of a Poisson number.
     active = np.ones_like(computed) if model.padded else -np.expm1(-computed)
     seconds = model.prices.experts(computed, None if model.padded else active)
     forward, backward, weight = beside(model, seconds, fetched_on_average(model, active))
-    dispatch, combine, traffic = _exchanges(model, computed.sum(axis=-1)[:, 0, :], source_shares(model, loads.routed))
+    dispatch, combine, traffic = _exchanges(model, computed.sum(axis=-1)[:, 0, :], source_shares(model, routed), slots)
     return RoutedWork(
         dispatch=dispatch,
         combine=combine,
@@ -69,7 +74,8 @@ def expected_work(model: StepModel) -> RoutedWork | None:
         expert_kept=loads.kept[:, None, :],
         traffic=traffic,
         needed=np.full((len(loads.kept), 1), traffic.sum()),
-        held=held_on_average(model, loads.chance),
+        held=held_on_average(model, lambda: _one_sequence(model, moments)),
+        slots=None if slots is None else SlotCounts(slots.routed[:, None, :], slots.kept[:, None, :]),
     )
 
 
@@ -86,28 +92,57 @@ def expected_loads(model: StepModel, found: Moments) -> Loads:
     mean = scenario.copies_per_group / even * found.chance
     group = tokens * ranks
     scores = _normal_scores(*mean.shape, scenario.routing.seed)
+    variance = group * found.within + group**2 * (found.between / sequences + found.shared)
     if scenario.router.by_sequence:
         routed = group / sequences * _sequences_drawn(found.chance, sequences, scenario.router, streams)
     else:
-        variance = group * found.within + group**2 * (found.between / sequences + found.shared)
-        routed = _spread_out(mean, np.sqrt(variance), scores)
+        routed = spread_out(mean, np.sqrt(variance), scores)
         routed *= mean.sum(axis=-1, keepdims=True) / routed.sum(axis=-1, keepdims=True)
-    own = _spread_out(found.chance, np.sqrt(found.between + found.shared), scores)
     # What sources differ in about their mean: their tokens, and their sequences where these are their own.
     apart = found.within * tokens * (1 - 1 / ranks)
     single = apart + found.between * tokens**2 / shared.sequences * (1 - 1 / shared.replicas)
-    rule = model.capacity_rule
+    rule, where = model.capacity_rule, placement(model)
+    if where is not None:
+        rows = slot_rows(
+            where, routed, variance, _normal_scores(len(routed), scenario.expert_slots, scenario.routing.seed)
+        )
+        means, spreads = source_rows(where, rows, single, tokens * found.chance)
+        kept = _kept_by_slot(model, rows, means, spreads)
+        return Loads(routed, routed if rule is None else by_expert(where, kept), Slotted(rows, kept, where))
     if rule is None:
-        return Loads(routed, routed, own)
+        return Loads(routed, routed)
     if rule.per_rank:
         by_rank = routed.reshape(len(routed), ranks, -1).sum(axis=-1)
         apart = np.sqrt(single.reshape(len(routed), ranks, -1).sum(axis=-1))
         stays = _kept(rule, by_rank, apart, model, model.capacity_rows * scenario.model.n_experts / ranks) / by_rank
-        return Loads(routed, routed * np.repeat(stays, scenario.model.n_experts // ranks, axis=-1), own)
+        return Loads(routed, routed * np.repeat(stays, scenario.model.n_experts // ranks, axis=-1))
     kept = _kept(rule, routed, np.sqrt(single), model, model.capacity_rows)
     if rule.overflow != "drop":
         kept = _moved(kept, routed, model.capacity_rows)
-    return Loads(routed, kept, own)
+    return Loads(routed, kept)
+
+
+def _kept_by_slot(model: StepModel, rows: Floats, means: Floats, spreads: Floats) -> Floats:
+    """Rows kept by each slot [L, P] of `rows` [L, P]; `means` [L, S, P] and `spreads` (variances) of its sources."""
+    rule, ranks = model.capacity_rule, model.scenario.parallelism.expert
+    if rule is None:
+        return rows
+    if rule.per_rank:
+        mean, spread = (of.reshape(*of.shape[:2], ranks, -1).sum(axis=-1) for of in (means, spreads))
+        room = model.capacity_rows * rows.shape[1] / ranks
+        stays = _kept(rule, mean, np.sqrt(spread), model, room).mean(axis=1) / mean.mean(axis=1)
+        return np.asarray(rows * np.repeat(stays, rows.shape[1] // ranks, axis=-1))
+    if rule.scope == "source-rank":
+        kept = _kept(rule, means, np.sqrt(spreads), model, model.capacity_rows).mean(axis=1)
+    else:
+        kept = _kept(rule, rows, np.zeros_like(rows), model, model.capacity_rows)
+    return kept if rule.overflow == "drop" else _moved(kept, rows, model.capacity_rows)
+
+
+def _one_sequence(model: StepModel, found: Moments) -> Floats:
+    """Chances [L, E] of a token in one sequence."""
+    scores = _normal_scores(*found.chance.shape, model.scenario.routing.seed)
+    return spread_out(found.chance, np.sqrt(found.between + found.shared), scores)
 
 
 def _sequences_drawn(chance: Floats, sequences: int, rule: Router, streams: Streams) -> Floats:
@@ -122,12 +157,6 @@ def _sequences_drawn(chance: Floats, sequences: int, rule: Router, streams: Stre
     counts = np.zeros(chance.shape)
     np.add.at(counts, (np.broadcast_to(layers, first.shape), first), 1.0)
     return counts
-
-
-def _spread_out(mean: Floats, spread: Floats, scores: Floats) -> Floats:
-    """Values of that mean and deviation, log-normal: never negative, and skewed as sequences' tastes are."""
-    width = np.sqrt(np.log1p((spread / np.maximum(mean, 1e-300)) ** 2))
-    return np.asarray(mean * np.exp(width * scores - width**2 / 2))
 
 
 def _moved(kept: Floats, routed: Floats, capacity: float) -> Floats:
@@ -163,8 +192,9 @@ def _kept(rule: CapacityRule, routed: Floats, spread: Floats, model: StepModel, 
 
 def _normal_tail(values: Floats) -> Floats:
     """Probability that a standard normal number is above each value."""
-    scaled = (values / math.sqrt(2.0)).ravel().tolist()
-    return 0.5 * np.fromiter(map(math.erfc, scaled), np.float64, len(scaled)).reshape(values.shape)
+    found = np.empty(values.size)
+    tails(values.ravel(), found)
+    return found.reshape(values.shape)
 
 
 def source_shares(model: StepModel, routed: Floats) -> Floats:
@@ -179,10 +209,13 @@ def source_shares(model: StepModel, routed: Floats) -> Floats:
     return shares
 
 
-def _exchanges(model: StepModel, rank_rows: Floats, sources: Floats) -> tuple[PortTimes, PortTimes, Floats]:
+def _exchanges(
+    model: StepModel, rank_rows: Floats, sources: Floats, slots: Slotted | None
+) -> tuple[PortTimes, PortTimes, Floats]:
     """Dispatch and combine priced for evenly spaced layers; the layers between take the nearest one's."""
     chosen, nearest = priced_layers(*rank_rows.shape)
-    demand = expected_demand(model, rank_rows[chosen], sources[chosen])
+    where = None if slots is None or model.padded else reach(model, slots, chosen)
+    demand = expected_demand(model, rank_rows[chosen], sources[chosen], where)
     times = model.mover.times(demand)
 
     def one(direction: str) -> PortTimes:
@@ -202,9 +235,9 @@ def priced_layers(layers: int, ranks: int) -> tuple[Ints, Ints]:
     return chosen, np.abs(np.arange(layers)[:, None] - chosen).argmin(axis=1)
 
 
-def expected_demand(model: StepModel, rank_rows: Floats, sources: Floats) -> Demand:
+def expected_demand(model: StepModel, rank_rows: Floats, sources: Floats, where: Reach | None = None) -> Demand:
     """Copies and distinct tokens between ranks: `sources` [B, R] says how much of the mean each sends, and rank r gets
-    `rank_rows` [B, R]."""
+    `rank_rows` [B, R]; `where`: how these places are reached, if not as contiguous experts."""
     padded = padded_demand(model, len(rank_rows))
     if padded is not None:
         return padded
@@ -215,18 +248,14 @@ def expected_demand(model: StepModel, rank_rows: Floats, sources: Floats) -> Dem
     share = alike[:, :, None] * mean_share[:, None, :]
     starts = np.arange(0, layout.expert, even.ranks_per_domain)
     even_copies = even.copies[0] / tokens
-    hit_rank = _hit(share, even_copies, even.rank_tokens[0] / tokens)
+    by_rank, by_domain = (1.0, 1.0) if where is None else (where.rank[:, None, None], where.domain[:, None, None])
+    if where is not None and where.pattern is not None:
+        share = share * where.pattern
+    hit_rank = hit(share, even_copies, even.rank_tokens[0] / tokens, by_rank)
     domain_share, even_domain = np.add.reduceat(share, starts, axis=-1), np.add.reduceat(even_copies, starts)
-    hit_domain = _hit(domain_share, even_domain, even.domain_tokens[0] / tokens)
+    hit_domain = hit(domain_share, even_domain, even.domain_tokens[0] / tokens, by_domain)
 
     def spread(hits: Floats) -> Floats:
         return np.broadcast_to(tokens * hits, (len(hits), layout.expert, hits.shape[-1]))
 
     return Demand(spread(share), spread(hit_rank), spread(hit_domain), even.tokens, even.ranks_per_domain)
-
-
-def _hit(share: Floats, even_share: Floats, even_hit: Floats) -> Floats:
-    """Probability that a token reaches a place: 1 - (1 - even) ^ (load over even load), never above its copies."""
-    missed = np.maximum(1 - even_hit, 1e-12)
-    hit: Floats = np.minimum(1 - missed ** (share / even_share), share)
-    return hit

@@ -89,17 +89,21 @@ def peak(gpu: GpuSpec, compute: ComputeFormat) -> float:
 
 
 def gemm_efficiency(gpu: GpuSpec, compute: ComputeFormat, measured: str | None = None) -> float:
-    """Share of the dense peak that training GEMMs reach: fitted for the generation, else by the datasheet rule."""
+    """Share of the dense peak that training GEMMs reach: fitted for the generation, else by the datasheet rule.
+
+    Power is held against the rate of the format that computes: what a GPU could do in another takes none of it.
+    """
     data = coefficients(measured)
     compute = "bf16" if compute == "fp16" else compute
     fitted = data["gemm_efficiency"].get(gpu.generation, {}).get(compute)
     own = _own_gemm(gpu, compute, measured)
-    watts_per_teraflop = gpu.power / (gpu.bf16 / 1e12) if gpu.power else None
+    teraflops = peak(gpu, compute) / 1e12 / data["rate_against_bf16"][compute]
     if fitted is not None:
         moved = own / isolated_gemm_efficiency(gpu, compute) if own is not None else 1.0
-        return float(min(float(fitted) * _power_factor(gpu, watts_per_teraflop) * moved, data["gemm_rule_limit"]))
+        return float(min(float(fitted) * _power_factor(gpu, teraflops) * moved, data["gemm_rule_limit"]))
     rule = data["gemm_rule"]
-    alone = own or rule[compute] * (watts_per_teraflop or rule["watts_per_teraflop"]) ** rule["exponent"]
+    watts_per_teraflop = gpu.power / teraflops if gpu.power else rule["watts_per_teraflop"]
+    alone = own or rule[compute] * watts_per_teraflop ** rule["exponent"]
     return float(min(alone * data["gemm_rule_training"][compute], data["gemm_rule_limit"]))
 
 
@@ -111,12 +115,17 @@ def _own_gemm(gpu: GpuSpec, compute: str, measured: str | None) -> float | None:
     return float(found["compute"]) if found else None
 
 
-def _power_factor(gpu: GpuSpec, watts_per_teraflop: float | None) -> float:
+def _power_factor(gpu: GpuSpec, teraflops: float) -> float:
+    """The clock that power sustains as a share of the peak's own, against that of the reference.
+
+    `teraflops`: the peak as one of bf16. Up to the reference's a peak is a clock, which power binds; what goes beyond
+    it is more units at that clock.
+    """
     reference = coefficients()["power_reference"]
-    if gpu.generation not in reference["generations"] or watts_per_teraflop is None:
+    if gpu.generation not in reference["generations"] or gpu.power is None:
         return 1.0
-    factor = watts_per_teraflop / (reference["watts"] / reference["bf16_tflops"])
-    return float(min(factor, reference["limit"]))
+    clock = min(1.0, teraflops / reference["bf16_tflops"])
+    return float(min(gpu.power / reference["watts"] / clock, reference["limit"]))
 
 
 def gemm_seconds(flops: float, rate: float) -> float:

@@ -42,7 +42,12 @@ def check_routing(model: StepModel, routed: RoutedWork) -> None:
         raise InternalError("routing: an expert computes more copies than were routed to it, or than it has room for")
     if np.any(routed.expert_kept.sum(axis=-1) > presented):
         raise InternalError("routing: more copies are computed than were routed")
-    computed = model.computed_rows(routed.expert_kept).sum(axis=-1)
+    kept = routed.expert_kept if routed.slots is None else routed.slots.kept
+    if routed.slots is not None and np.any(kept > model.capacity_rows) and not (rule is not None and rule.per_rank):
+        raise InternalError("routing: a slot computes more copies than it has room for")
+    if np.any(kept.sum(axis=-1) != routed.expert_kept.sum(axis=-1)):
+        raise InternalError("routing: slots compute other copies than their experts")
+    computed = model.computed_rows(kept).sum(axis=-1)
     if not np.allclose(routed.rows.sum(axis=-1), computed, rtol=1e-12):
         raise InternalError("experts: rows computed differ from the copies kept (and padding)")
     _bytes_arrive(routed)

@@ -16,9 +16,9 @@ from moesim.results.assemble import assemble
 from moesim.results.observed import EvenStep, Observed
 from moesim.results.reliability import run_plan
 from moesim.results.result import Result
-from moesim.step.draws import routing_sampler
 from moesim.step.model import StepModel
 from moesim.step.offload import held_in_turn
+from moesim.step.placed import routing_sampler
 from moesim.step.routed import RoutedWork, even_work, price_layers
 
 Progress = Callable[[str, float], None]

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.errors import UserError
+from moesim import catalog
+from moesim.catalog import recorded
+from moesim.errors import FileError, UnknownNameError, UserError
 from moesim.placement.coactivation import pair_counts
 from moesim.randomness import Streams
 from moesim.routing.drawn import Draws
@@ -29,6 +32,7 @@ from moesim.specs.model import ModelSpec, RouterSpec
 from moesim.specs.routing import LoadProfile
 from moesim.traces import measures
 from moesim.traces.counts import RouterCounts
+from moesim.traces.recordings import read_recording
 from moesim.traces.trace import RouterTrace
 
 Integers = NDArray[np.int64]
@@ -85,6 +89,30 @@ class Observed:
         index = np.array([self.model_layers.index(layer) for layer in kept])
         held_out = self.held_out and _layers_of(self.held_out, index)
         return replace(self, model_layers=tuple(kept), fit=_layers_of(self.fit, index), held_out=held_out)
+
+
+def observe_named(source: str, model: ModelSpec | None, options: Iterable[str] | None = None) -> Observed:
+    """What a load profile, fitted profile or trace of the catalog, or a file in any known format, says of loads.
+
+    `options` such as "top_k=8" say what a file leaves open. Raises `UserError` where it does not fit the model.
+    """
+    name: str | None = source
+    if source in catalog.names("profiles"):
+        profile: LoadProfile = catalog.load("profiles", source)
+        name = profile.trace or profile.fitted
+        if name is None:
+            return observe_profile(profile, model)
+    if name in recorded.names("fitted") and (name != source or name not in recorded.names("traces")):
+        return observe_profile(RoutingProfile.load(recorded.find("fitted", name)), model)
+    known = {*catalog.names("profiles"), *recorded.names("fitted"), *recorded.names("traces")}
+    if name not in known and not Path(str(name)).exists():
+        raise UnknownNameError("file, trace or load profile", source, known)
+    found = read_recording(str(name), None, options)
+    if not isinstance(found, (RouterTrace, RouterCounts)):
+        raise FileError(f"{source} says how many experts were used, not which: nothing can be placed by it")
+    if model is not None and model.n_experts != found.meta.experts:
+        raise UserError(f"{source} has {found.meta.experts} experts, {model.name} {model.n_experts}")
+    return observe(found)
 
 
 def observe(recording: RouterTrace | RouterCounts) -> Observed:

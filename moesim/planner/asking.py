@@ -35,10 +35,12 @@ class Line:
 def spec_of(file: Path | None, line: Line) -> tuple[PlanSpec, Path]:
     """The specification that a plan file and a line make together, and the folder that names in it refer to."""
     document = read_mapping(file) if file else {}
+    alone = "model" in document  # a scenario's file, whose layout is searched anew
+    document = {"scenario": document} if alone else document
     where = str(file) if file else "plan"
     folder = file.parent if file else Path()
     scenario = document.get("scenario", {})
-    own = scenario if isinstance(scenario, dict) else {}
+    own = scenario if isinstance(scenario, dict) and not alone else {}
     if isinstance(scenario, str):
         path = folder / scenario
         scenario, folder = read_mapping(path), path.parent

@@ -50,7 +50,11 @@ def pareto(model: ModelPlan) -> ChartType:
     found = found.encode(
         x=alt.X("days:Q", axis=style.axis("time to train (days)"), scale=_log(table["training_time"][places] / DAY)),
         y=alt.Y("cost:Q", axis=style.axis(cost, format="~s"), scale=_log(table["cost"][places])),
-        color=alt.Color("gpu:N", legend=style.legend("GPU"), scale=style.palette(sorted(set(map(str, table["gpu"]))))),
+        color=alt.Color(
+            "gpu:N",
+            legend=style.legend(orient="top", columns=3, values=sorted(set(map(str, table["gpu"][places])))),
+            scale=style.palette(sorted(set(map(str, table["gpu"])))),
+        ),
         size=alt.Size("front:N", legend=None, scale={"domain": ["front", "other"], "range": [90, 30]}),
         opacity=alt.Opacity("front:N", legend=None, scale={"domain": ["front", "other"], "range": [0.95, 0.35]}),
         tooltip=[alt.Tooltip(f"{name}:N") for name in ("hardware", "layout", "memory", "front")],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,26 +10,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.costs.memory import coefficients
+from moesim.errors import shorten
 from moesim.planner.explain import words
-from moesim.planner.figures import Limit, best_first, distance, objective_of
+from moesim.planner.figures import Figures, Limit, best_first, better
 from moesim.planner.legality import RULES
 from moesim.planner.pareto import axes_of, front
-from moesim.planner.plan import ModelPlan, Relaxation, Row
+from moesim.planner.plan import ModelPlan, Own, Row
 from moesim.planner.pool import Pool
-from moesim.planner.search import Search, rows_of
-from moesim.planner.space import COLUMNS, NOT_SCREENED, SAME
+from moesim.planner.relax import ask_nearest, far, nearest, relaxations
+from moesim.planner.search import SAMPLES, Search, rows_of
+from moesim.planner.space import COLUMNS, NOT_SCREENED, PLACEMENT, SAME
 from moesim.units import show
 
 MOST_ROWS = 10_000
 """Screened candidates that the table keeps beside the Pareto front and all that were answered."""
-SLACK = 1.25
-"""How far a limit may be relaxed for a better plan to be worth a word."""
-TOO_LARGE, NOT_PRICED = "memory", "not priced"
+TOO_LARGE, NOT_PRICED, NOT_SIMULATED = "memory", "not priced", "not simulated"
 
 
 def conclude(state: Search, pool: Pool) -> ModelPlan:
-    """The answer; estimates, by the pool, the few candidates that only one limit stands against."""
-    eased = _relax(state, pool)
+    """The answer; asks, by the pool, for the few candidates that only one limit stands against."""
+    ask_nearest(state, pool)
     answered_rows = rows_of(state)
     rows = tuple(row for row in answered_rows if row.road == "simulate" or row.pareto) or answered_rows[:1]
     bound = _bound(state)
@@ -38,32 +37,50 @@ def conclude(state: Search, pool: Pool) -> ModelPlan:
     places = _kept(state, bound, edge)
     rejected = _rejected(state, bound)
     question = state.question
-    answered = list(state.answers.values())
-    closest = None if answered_rows or not answered else min(answered, key=_distance)
+    closest = None if answered_rows else nearest(state)
     found = ModelPlan(
         question=question,
         base=question.base,
         whole_run=question.whole_run,
         rows=rows,
-        closest=closest,
+        closest=None if closest is None else state.answers[closest],
         total=state.total,
         screened=len(state.sieve),
         feasible=int((bound == "").sum()),
         rejected=rejected,
         meanings={code: meaning for code, meaning in _meanings(state).items() if code in rejected},
-        relaxations=eased,
+        relaxations=relaxations(state),
         best_by_gpu=_best_by_gpu(answered_rows),
         words=(),
         notes=(*question.notes, _detail(state)),
         table=_table(state, places, bound, edge),
         places=state.sieve.rows[places],
+        overturned=tuple(sorted((state.answers[p] for p in state.overturned if p in state.answers), key=far)),
+        failed=tuple(told.reason for told in state.refused.values() if told.road == "simulate"),
+        own=_own(state, bound),
     )
     return replace(found, words=words(found, question))
 
 
-def _distance(row: Row) -> float:
-    """How far an answered candidate is from keeping all limits."""
-    return float(distance(np.array([list(row.over.values())]))[0])
+def _own(state: Search, bound: NDArray[Any]) -> Own | None:
+    """The scenario's own layout and its rank: it is held against others by the simulation where they are simulated,
+    and by the screening where they are not."""
+    if state.own is None:
+        rows = list(state.elsewhere.values())
+        return _ranked(state, bound, rows[-1], rows[0].figures) if rows else None
+    row = state.answers.get(state.own)
+    return _ranked(state, bound, row, state.sieve.figures.rows(np.array([state.own]))) if row else None
+
+
+def _ranked(state: Search, bound: NDArray[Any], row: Row, screened: Figures) -> Own:
+    """A row and its rank; `screened`: what the closed form says of it."""
+    able = {int(place) for place in np.flatnonzero(bound == "")}
+    same = {place for place in able if place in state.answers and state.answers[place].road == row.road}
+    objective = state.question.spec.objective
+    ahead = sum(bool(better(objective, state.answers[place].figures, row.figures)[0]) for place in sorted(same))
+    others = np.array(sorted(able - same - {state.own}), dtype=np.int64)
+    ahead += int(better(objective, state.sieve.figures.rows(others), screened).sum())
+    return Own(row, 1 + ahead, len(able) + int(state.own not in able), state.own is not None)
 
 
 def _bound(state: Search) -> NDArray[Any]:
@@ -76,7 +93,7 @@ def _bound(state: Search) -> NDArray[Any]:
         share[place] = row.figures.memory_share[0]
     found[(found == "memory_headroom") & (share > float(coefficients()["infeasible"]))] = TOO_LARGE
     for place in state.refused:
-        found[place] = NOT_PRICED
+        found[place] = NOT_PRICED if state.refused[place].road == "estimate" else NOT_SIMULATED
     return found
 
 
@@ -93,8 +110,11 @@ def _meanings(state: Search) -> dict[str, str]:
     """What every reason means."""
     found = {rule.code: rule.meaning for rule in RULES}
     found[SAME] = "says the same as another: a setting without effect there"
+    found[PLACEMENT] = "the placement of experts does not go with such an expert-parallel group"
     found[NOT_SCREENED] = "legal, but beyond the budget of candidates"
-    found[NOT_PRICED] = "cannot be priced on these links"
+    for code, road in ((NOT_PRICED, "estimate"), (NOT_SIMULATED, "simulate")):
+        why = next((told.reason for told in state.refused.values() if told.road == road), "")
+        found[code] = f"the {'closed form' if road == 'estimate' else 'simulation'} has no answer: {shorten(why)}"
     found[TOO_LARGE] = f"does not fit: needs more than {coefficients()['infeasible']:g} x a GPU's memory"
     for limit in state.sieve.limits:
         found[limit.key] = limit_words(limit)
@@ -107,49 +127,6 @@ def limit_words(limit: Limit) -> str:
         return f"tight: less than {show(max(0.0, 1.0 - limit.allowed), 'fraction')} of a GPU's memory stays free"
     said = {"days": "takes", "dollars": "costs", "dropped_fraction": "drops", "power": "draws", "gpus": "uses"}
     return f"{said[limit.key]} more than {show(limit.allowed, limit.unit)}{' GPUs' if limit.key == 'gpus' else ''}"
-
-
-def _relax(state: Search, pool: Pool) -> tuple[Relaxation, ...]:
-    """For each limit the candidate that it alone keeps out: the best for a little more where there is a winner, else
-    the one that needs least more. The closed form answers for them."""
-    picks = [(at, place) for at in range(len(state.sieve.limits)) for place in _kept_out(state, at)]
-    fresh = [place for _, place in picks if place not in state.answers and place not in state.refused]
-    pool_answers = pool.answers("estimate", [state.scenario(place) for place in fresh])
-    rows = rows_of(state)
-    winner = rows[0] if rows else None
-    state.learn(fresh, pool_answers)
-    found = []
-    for at, place in picks:
-        limit, row = state.sieve.limits[at], state.answers.get(place)
-        if row is None or list(row.over) != [limit.key]:
-            continue
-        ratio = None if winner is None else _value(state, row) / _value(state, winner)
-        if ratio is None or ratio < 1.0:
-            needed = row.over[limit.key] * limit.allowed
-            found.append(Relaxation(limit.key, limit.allowed, needed, limit.unit, row, ratio))
-    return tuple(found)
-
-
-def _kept_out(state: Search, at: int) -> Iterator[int]:
-    """The place of the screened candidate that limit `at` alone keeps out and that would be worth most."""
-    excess = state.sieve.excess
-    others = np.delete(excess, at, axis=1).max(axis=1, initial=0.0) <= 1.0
-    able = np.flatnonzero(others & (excess[:, at] > 1.0))
-    if state.feasible():
-        able = able[excess[able, at] <= SLACK]
-    if state.sieve.limits[at].figure == "memory_share":  # nobody can free more of a GPU than it has
-        able = able[state.sieve.figures.memory_share[able] <= 1.0]
-    if not len(able):
-        return
-    order = best_first(state.question.spec.objective, state.sieve.figures.rows(able))
-    if not state.feasible():
-        order = order[np.argsort(excess[able[order], at], kind="stable")]
-    yield int(able[order[0]])
-
-
-def _value(state: Search, row: Row) -> float:
-    """The objective of a row, to be small."""
-    return float(getattr(row.figures, objective_of(state.question.spec.objective))[0])
 
 
 def _best_by_gpu(rows: tuple[Row, ...]) -> tuple[Row, ...]:
@@ -168,10 +145,13 @@ def _edge(state: Search, bound: NDArray[Any]) -> NDArray[np.int64]:
 
 def _detail(state: Search) -> str:
     """How the numbers came about."""
-    simulated = sum(row.road == "simulate" for row in state.answers.values())
-    answered = len(state.answers) + len(state.refused)
-    said = f"{len(state.sieve):,} candidates screened by the closed form's columns, {answered:,} of them estimated"
-    return f"{said}, {simulated} simulated with 4 routing samples; `moesim simulate winner.yaml` takes your own detail"
+    roads = [*(row.road for row in state.answers.values()), *(told.road for told in state.refused.values())]
+    simulated = roads.count("simulate")
+    said = f"{len(state.sieve):,} candidates screened by the closed form's columns, {len(roads):,} of them estimated"
+    said += f", {simulated} simulated with {SAMPLES} routing samples"
+    if state.overturned:
+        said += f" ({len(state.overturned)} of which the closed form alone had within the limits)"
+    return f"{said}; `moesim simulate winner.yaml` takes your own detail"
 
 
 def _kept(state: Search, bound: NDArray[Any], edge: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from math import ceil
 
-from moesim.planner.defaults import DAY, least_held
+from moesim.errors import shorten
 from moesim.planner.figures import limits_of, objective_of
 from moesim.planner.plan import ModelPlan, Relaxation, Row
 from moesim.planner.reading import Question
+from moesim.planner.sizes import least_held
+from moesim.planner.wording import amount, band, beyond, cost_words, differences, relaxed_words
 from moesim.results.table import shown_range
 from moesim.specs.plan import Objective
 from moesim.units import show
@@ -19,23 +21,6 @@ LEVEL = 5e-4
 WORTH = 5e-3
 """Relative gain from which a weaker limit is worth a sentence."""
 LIMIT_CODES = ("memory", "memory_headroom", "days", "dollars", "dropped_fraction", "power", "gpus")
-_NAMES = {
-    "cluster.gpu": "GPU",
-    "cluster.gpus": "GPUs",
-    "cluster.fabric": "fabric",
-    "parallelism.tensor": "tensor",
-    "parallelism.pipeline": "pipeline",
-    "parallelism.virtual_pipeline": "chunks a pipeline rank",
-    "parallelism.expert": "expert",
-    "parallelism.expert_tensor": "expert_tensor",
-    "parallelism.context": "context",
-    "workload.micro_batch": "micro_batch",
-    "recompute": "recompute",
-    "schedule.kind": "schedule",
-    "routing.capacity": "capacity",
-    "dispatcher.kind": "dispatcher",
-    "overlap.expert_communication": "hidden exchanges",
-}
 
 
 def words(plan: ModelPlan, question: Question) -> tuple[str, ...]:
@@ -43,7 +28,9 @@ def words(plan: ModelPlan, question: Question) -> tuple[str, ...]:
     told = Words(question)
     if plan.winner is None:
         return told.nothing(plan)
-    found = told.against(plan.winner, plan.rows[1]) if len(plan.rows) > 1 else []
+    found = [*told.overturned(plan), told.best(plan)]
+    found += told.against(plan.winner, plan.rows[1]) if len(plan.rows) > 1 else []
+    found += told.own(plan)
     found += [told.other_gpu(plan.winner, row) for row in plan.best_by_gpu if row is not plan.winner]
     found += [told.eased(one) for one in plan.relaxations if (one.objective_ratio or 0.0) < 1 - WORTH]
     return (*found, *told.crossed(plan.winner), *told.at_the_edge(plan.winner))
@@ -82,20 +69,6 @@ def settings(row: Row) -> str:
     return ", ".join([*said, *([] if capacity == "dropless" else [f"capacity factor {capacity.factor:g}"])])
 
 
-def cost_words(question: Question, value: float) -> str:
-    """A cost as the plan tells it."""
-    return show(value, "$" if question.priced else "GPU-h")
-
-
-def relaxed_words(one: Relaxation) -> str:
-    """A weaker limit: "days 34.2 instead of 30"."""
-    if one.limit == "memory_headroom":
-        return f"memory_headroom {show(1 - one.needed, 'fraction')} instead of {show(1 - one.allowed, 'fraction')}"
-    if one.limit == "days":
-        return f"days {one.needed / DAY:.3g} instead of {one.allowed / DAY:.3g}"
-    return f"{one.limit} {show(one.needed, one.unit)} instead of {show(one.allowed, one.unit)}"
-
-
 class Words:
     """Sentences about one question's candidates."""
 
@@ -107,6 +80,20 @@ class Words:
         """What the objective compares, to be small."""
         return float(getattr(row.figures, objective_of(self.objective))[0])
 
+    def best(self, plan: ModelPlan) -> str:
+        """The winner in one sentence."""
+        row = plan.rows[0]
+        which = {"time": "quickest", "fewest-gpus": "smallest", "tokens-per-dollar": "one of most tokens per dollar"}
+        run = "" if plan.whole_run else " for a billion tokens"
+        return f"The {which.get(self.objective, 'cheapest')} is {label(row)}: {self.figures(row)}{run}{self.by(row)}."
+
+    def figures(self, row: Row) -> str:
+        """Time, cost and memory: "17.6 d (14.6–25.5), 54 k GPU-h, 79.1 % of memory"."""
+        days, memory = row.summary["training_time"], float(row.figures.memory_share[0])
+        span = f" ({shown_range(days)})" if shown_range(days) else ""
+        cost = cost_words(self.question, float(row.figures.cost[0]))
+        return f"{show(days.value, 's')}{span}, {cost}, {show(memory, 'fraction')} of memory"
+
     def less(self, share: float) -> str:
         """ "costs 3 % less"."""
         said = show(share, "fraction")
@@ -117,15 +104,18 @@ class Words:
     def against(self, winner: Row, other: Row) -> list[str]:
         """Why the winner beats the runner-up, how they differ, and what the runner-up would need."""
         share = 1.0 - self.value(winner) / self.value(other)
+        if share < -LEVEL:  # the winner was simulated and the runner-up was not
+            better = self.less(1.0 - self.value(other) / self.value(winner))
+            return [f"The runner-up ({label(other)}) {better} by the closed form; simulate more to know (--simulate)."]
         parts = self.parts(winner, other)
         if share < LEVEL:
             saved = 1.0 - float(winner.figures.cost[0] / other.figures.cost[0])
             more = f", and {show(saved, 'fraction')} less cost decides" if saved > LEVEL else ""
-            found = [f"The winner and the runner-up ({label(other)}) are level{more}: {parts}."]
+            found = [f"The winner and the runner-up ({self.named(other)}) are level{more}: {parts}."]
         else:
-            found = [f"The winner {self.less(share)} than the runner-up ({label(other)}): {parts}."]
-        differing = _differences(winner, other)
-        return [*found, *([f"It differs in {differing}."] if differing else []), self.need(winner, other, share)]
+            found = [f"The winner {self.less(share)} than the runner-up ({self.named(other)}): {parts}."]
+        differing = differences(winner, other)
+        return [*found, *([f"They differ: {differing}."] if differing else []), self.need(winner, other, share)]
 
     def parts(self, winner: Row, other: Row) -> str:
         """Which parts of the winner's step are smaller, which larger; GPU-seconds where the GPUs differ in number."""
@@ -137,22 +127,24 @@ class Words:
         }
         steps = float(winner.figures.step_seconds[0]) * own, float(other.figures.step_seconds[0]) * theirs
         ranked = sorted(change.items(), key=lambda item: item[1])
-        less = [f"{name} (−{_amount(-value, alike)})" for name, value in ranked[:PARTS] if -value > 1e-3 * steps[1]]
-        more = [f"{name} (+{_amount(value, alike)})" for name, value in ranked[::-1][:PARTS] if value > 1e-3 * steps[1]]
-        said = f"a step is {_amount(steps[0], alike)} against {_amount(steps[1], alike)}"
-        said += f", less for {' and '.join(less)}" if less else ""
-        return said + (f", more for {' and '.join(more)}" if more else "")
+        less = [f"{name} (−{amount(-value, alike)})" for name, value in ranked[:PARTS] if -value > 1e-3 * steps[1]]
+        more = [f"{name} (+{amount(value, alike)})" for name, value in ranked[::-1][:PARTS] if value > 1e-3 * steps[1]]
+        said = f"a step takes {amount(steps[0], alike)} against {amount(steps[1], alike)}"
+        said += f", with less {' and '.join(less)}" if less else ""
+        return said + (f"{' and' if less else ', with'} more {' and '.join(more)}" if more else "")
 
     def need(self, winner: Row, other: Row, share: float) -> str:
         """What the runner-up would need to win, and whether the difference is more than the steps' range."""
         step = winner.summary["step_time"]
-        band = step.high / step.value - 1.0
-        known = _band(1.0 - step.low / step.value, band)
+        over = step.high / step.value - 1.0
+        known = band(1.0 - step.low / step.value, over)
         same_gpu = winner.scenario.cluster.gpu == other.scenario.cluster.gpu
-        doubt = f" A step is known to {known}: try both." if same_gpu and share < band else ""
+        doubt = f" Step times carry a range of {known}: measure both." if same_gpu and share < over else ""
         if self.objective == "fewest-gpus":
             gpus = winner.scenario.cluster.gpus
             return f"The runner-up would win if it kept the limits on fewer than {gpus:,} GPUs.{doubt}"
+        if share < LEVEL:
+            return f"Either will do.{doubt}"
         shorter = float(other.figures.step_seconds[0]) * (1.0 - share)
         return (
             f"The runner-up would win with a step below {show(shorter, 's')}, {show(share, 'fraction')} shorter.{doubt}"
@@ -163,7 +155,7 @@ class Words:
         ratio = self.value(row) / self.value(winner)
         gpu, own = row.scenario.cluster.gpu.name, winner.scenario.cluster.gpu.name
         name = gpu if gpu != own else f"{gpu} on {row.scenario.cluster.fabric.name}"
-        head = f"The best on {name} ({label(row)}) takes {ratio:.2f} x the"
+        head = f"The best on {name} ({self.named(row)}) takes {ratio:.2f} x the"
         if self.objective == "time":
             return f"{head} time."
         if self.objective == "fewest-gpus":
@@ -171,12 +163,12 @@ class Words:
         price = row.scenario.prices.gpu_hour
         if price is not None:
             return f"{head} cost; it would win below ${price / ratio:.2f} a GPU-hour instead of ${price:.2f}."
-        return f"{head} GPU-hours: it wins where its GPU-hour costs less than {1 / ratio:.2f} x one of {own}."
+        return f"{head} GPU-hours; it would win where an hour of it costs less than {1 / ratio:.2f} x one of {own}."
 
     def eased(self, one: Relaxation) -> str:
         """What a weaker limit would bring."""
         better = self.less(1 - (one.objective_ratio or 1.0))
-        return f"With {relaxed_words(one)}, {label(one.row)} {better} than the winner."
+        return f"With {self.weaker(one.limit, one.row)}, {label(one.row)} {better} than the winner."
 
     def nothing(self, plan: ModelPlan) -> tuple[str, ...]:
         """What stands against every candidate, and what would relax it."""
@@ -188,11 +180,67 @@ class Words:
         found = [f"{head}."]
         if plan.closest is not None:
             found.append(self.closest(plan.closest))
-        found += [f"It would relax with {relaxed_words(one)}: {label(one.row)}." for one in plan.relaxations]
+        found += [*self.overturned(plan), *self.own(plan)]
+        found += [self.relaxed(plan, one) for one in plan.relaxations]
         if not plan.relaxations:
             several = "No limit alone stands against any candidate: several have to give, or other GPUs be allowed."
             found += self.too_few(plan) or [several]
         return tuple(found)
+
+    def relaxed(self, plan: ModelPlan, one: Relaxation) -> str:
+        """Which weaker limit would admit a candidate."""
+        which = " by the closest" if one.row is plan.closest else f": {self.named(one.row)}"
+        return f"It would relax with {self.weaker(one.limit, one.row)}{which}."
+
+    def weaker(self, key: str, row: Row) -> str:
+        """What a limit would have to be for a row that breaks it."""
+        limit = next(limit for limit in limits_of(self.question) if limit.key == key)
+        return relaxed_words(limit, row.over[key])
+
+    def named(self, row: Row) -> str:
+        """A row's label, and that it was not simulated, where others are."""
+        return f"{label(row)}{self.by(row)}"
+
+    def by(self, row: Row) -> str:
+        """That a row was not simulated, where others are."""
+        return ", by the closed form" if self.question.spec.simulate and row.road == "estimate" else ""
+
+    def overturned(self, plan: ModelPlan) -> list[str]:
+        """That no simulated layout keeps the limits which the closed form found kept, and what the nearest needs."""
+        count = len(plan.overturned) + len(plan.failed)
+        if not count or any(row.road == "simulate" for row in plan.rows):
+            return []
+        found = [f"None of the {count} best layouts by the closed form keeps all limits when simulated."]
+        if plan.overturned:
+            near = plan.overturned[0]
+            needs = " and ".join(self.weaker(key, near) for key in near.over)
+            found.append(f"The nearest of them, {label(near)}, would need {needs}.")
+        if plan.failed:
+            found.append(f"{len(plan.failed)} of them could not be simulated: {shorten(plan.failed[0])}.")
+        if plan.rows:
+            found.append("The winner told here keeps all limits by the closed form alone: simulate more (--simulate).")
+        return [" ".join(found)]
+
+    def own(self, plan: ModelPlan) -> list[str]:
+        """Where the scenario's own layout stands among the candidates, and how far behind the winner."""
+        if plan.own is None:
+            return []
+        row, winner = plan.own.row, plan.winner
+        place = f"rank {plan.own.rank:,} of {plan.own.of:,} by {self.objective}"
+        head = f"Your layout ({label(row)})"
+        if winner is row or (winner is not None and winner.scenario == row.scenario):
+            return [f"{head} is the winner: {place}."]
+        behind = "" if winner is None else f", {self.more(self.value(row) / self.value(winner))} than the winner"
+        if row.over:
+            needs = " and ".join(self.weaker(key, row) for key in row.over)
+            return [f"{head} does not keep the limits: it would need {needs}; with that, {place}{behind}."]
+        return [f"{head}: {place}{behind}{self.by(row)}."]
+
+    def more(self, ratio: float) -> str:
+        """ "costs 12 % more", or less."""
+        share, word = show(abs(ratio - 1.0), "fraction"), "more" if ratio >= 1.0 else "less"
+        words = {"time": f"it takes {share} {word} time", "fewest-gpus": f"it needs {share} {word} GPUs"}
+        return words.get(self.objective, f"it costs {share} {word}")
 
     def too_few(self, plan: ModelPlan) -> list[str]:
         """How many GPUs of each kind hold the model, where even the closest candidate has too few."""
@@ -235,35 +283,5 @@ class Words:
 
     def closest(self, row: Row) -> str:
         """The candidate that comes nearest to all limits."""
-        days, memory = row.summary["training_time"], float(row.figures.memory_share[0])
-        span = f" ({shown_range(days)})" if shown_range(days) else ""
-        cost = cost_words(self.question, float(row.figures.cost[0]))
-        over = ", ".join(f"{key} by {show(ratio - 1, 'fraction')}" for key, ratio in row.over.items())
-        said = f"{show(days.value, 's')}{span}, {cost}, {show(memory, 'fraction')} of memory"
-        return f"The closest is {label(row)}: {said}; it breaks {over}."
-
-
-def _band(low: float, high: float) -> str:
-    """How far a range goes down and up, as shares of the value: "−17 % to +45 %", or "±20 %" where that is alike."""
-    down, up = show(low, "fraction"), show(high, "fraction")
-    return f"±{up}" if down == up else f"−{down} to +{up}"
-
-
-def _amount(seconds: float, plain: bool) -> str:
-    """Seconds, or GPU-seconds."""
-    if plain:
-        return show(seconds, "s")
-    return f"{seconds:,.3g} GPU-s" if seconds < 1000 else f"{seconds:,.0f} GPU-s"
-
-
-def _differences(winner: Row, other: Row) -> str:
-    """The fields of the layout in which they differ."""
-    one, two = winner.layout, other.layout
-    names = [name for name in _NAMES if one[name] != two[name]]
-    return ", ".join(f"{_NAMES[name]} {_said(one[name])} (there {_said(two[name])})" for name in names)
-
-
-def _said(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return " + ".join(value) if isinstance(value, list) else f"{value:,}" if isinstance(value, int) else str(value)
+        over = " and ".join(f"{key} ({beyond(ratio)})" for key, ratio in row.over.items())
+        return f"The closest is {label(row)}: {self.figures(row)}; it breaks {over}."

@@ -18,6 +18,13 @@ from moesim.specs.routing import CapacitySpec
 MOST_VALUES = 64
 """Values that one list may hold."""
 _DEGREES = ("tensor", "pipeline", "virtual_pipeline", "expert", "expert_tensor", "context")
+_OF_LAYOUT = (
+    *(f"parallelism.{name}" for name in _DEGREES),
+    "workload.micro_batch",
+    "recompute",
+    "schedule.kind",
+    "overlap",
+)
 _SHORT = {"schedule": "schedule.kind", "dispatcher": "dispatcher.kind"}
 
 
@@ -71,6 +78,20 @@ def with_stated(search: Mapping[str, Any], scenario: Mapping[str, Any]) -> dict[
     if any(key.startswith("overlap.") for key in search):
         found.pop("overlap", None)
     return {**found, **search}
+
+
+def searched_anew(search: Mapping[str, Any], scenario: Mapping[str, Any]) -> bool:
+    """Whether values are searched for a field of the layout that a scenario's keys state otherwise."""
+    named = {_SHORT.get(key, key): value for key, value in search.items()}
+    stated = {key: _at(scenario, key) for key in _OF_LAYOUT}
+    return any(value is not None and named.get(key) not in (value, [value]) for key, value in stated.items())
+
+
+def one_recompute(value: Recompute) -> Recompute:
+    """One name for one thing: `selective` is core attention, an empty list is none."""
+    if isinstance(value, tuple):
+        return tuple(dict.fromkeys(value)) or "none"
+    return ("core_attn",) if value == "selective" else value
 
 
 def _at(scenario: Mapping[str, Any], key: str) -> Any:
@@ -140,11 +161,7 @@ def _dispatcher(value: Any) -> str:
 
 
 def _recompute(value: Any) -> Recompute:
-    """One name for one thing: `selective` is core attention, an empty list is none."""
-    found: Recompute = _RECOMPUTE.validate_python(tuple(value) if isinstance(value, list) else value)
-    if isinstance(found, tuple):
-        return tuple(dict.fromkeys(found)) or "none"
-    return ("core_attn",) if found == "selective" else found
+    return one_recompute(_RECOMPUTE.validate_python(tuple(value) if isinstance(value, list) else value))
 
 
 def _capacity(value: Any) -> CapacitySpec | str:
@@ -167,7 +184,7 @@ def _overlap(value: Any) -> dict[str, Any]:
 
 def _redundant(value: Any) -> int:
     if value != 0 or isinstance(value, bool):
-        raise UserError(f"only 0 redundant experts can be simulated yet, got {shorten(value)}")
+        raise UserError(f"training keeps one copy of every expert, 0 redundant ones: got {shorten(value)}")
     return 0
 
 

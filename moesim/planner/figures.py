@@ -19,6 +19,8 @@ from moesim.specs.plan import Objective
 
 Floats = NDArray[np.float64]
 HOUR = 3600.0
+LEVEL = 1e-6
+"""Relative difference that is none."""
 FAR = 1e9
 """Counts as infinitely far over a limit, as any drop is where none is allowed."""
 
@@ -119,6 +121,16 @@ def distance(excess: Floats) -> Floats:
 def objective_of(objective: Objective) -> str:
     """The figure that an objective wants small; tokens per dollar is cost upside down, for the tokens are the same."""
     return {"time": "run_seconds", "fewest-gpus": "gpus"}.get(objective, "cost")
+
+
+def better(objective: Objective, figures: Figures, than: Figures) -> NDArray[np.bool_]:
+    """Whether candidates are better than one candidate [C]; a difference in the last digits is none."""
+    second = {"cost": "run_seconds", "tokens-per-dollar": "run_seconds"}.get(objective, "cost")
+    (own, tied), (first, other) = (
+        [np.asarray(getattr(one, name)) for name in (objective_of(objective), second)] for one in (figures, than)
+    )
+    level = np.abs(own - first) <= LEVEL * first
+    return np.asarray(np.where(level, tied < other * (1.0 - LEVEL), own < first))
 
 
 def best_first(objective: Objective, figures: Figures) -> NDArray[np.int64]:

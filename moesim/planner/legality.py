@@ -179,10 +179,13 @@ def _overlap(facts: Facts) -> Flags:
 def _dispatcher(facts: Facts) -> Flags:
     """Asks the network once for each kind of expert-parallel group."""
     at = facts.candidates
+    if not len(at):
+        return facts.none
     names = (at.cluster, at.expert, at.expert_tensor, at.dispatcher)
-    kinds, where = np.unique(np.stack(names, axis=1), axis=0, return_inverse=True)
-    refused = np.array([_refused(facts, *map(int, kind)) for kind in kinds], dtype=np.bool_)
-    return refused[where.ravel()]
+    keys = np.ravel_multi_index(names, [int(name.max()) + 1 for name in names])
+    _, first, where = np.unique(keys, return_index=True, return_inverse=True)
+    refused = [_refused(facts, *(int(name[place]) for name in names)) for place in first]
+    return np.array(refused, dtype=np.bool_)[where.ravel()]
 
 
 def _refused(facts: Facts, cluster: int, expert: int, split: int, dispatcher: int) -> bool:

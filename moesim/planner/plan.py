@@ -92,6 +92,21 @@ class Relaxation:
 
 
 @dataclass(frozen=True)
+class Own:
+    """The scenario's own layout among the others: its answered row, how many of the `of` candidates that keep all
+    limits (itself counted) are not behind it by the objective, and whether it stands on a cluster that is searched."""
+
+    row: Row
+    rank: int
+    of: int
+    searched: bool = True
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {"rank": self.rank, "of": self.of, "searched": self.searched, "row": self.row.as_dict()}
+
+
+@dataclass(frozen=True)
 class ModelPlan:
     """One model's answer.
 
@@ -100,7 +115,9 @@ class ModelPlan:
     for a billion tokens. Of `total` combinations `screened` were priced and `feasible` keep every limit; every other
     one has its one reason in `rejected` (codes; `meanings` in words). `best_by_gpu`: the best answered row of every
     GPU and fabric. `table`: columns of the screened candidates worth keeping (`moesim.planner.columns`), the best
-    first; `candidate` makes a scenario of one of them.
+    first; `candidate` makes a scenario of one of them. `overturned`: simulated rows that break a limit which the closed
+    form found kept, the nearest first; `failed`: why others could not be simulated. `own`: the scenario's own layout,
+    where it is searched anew.
     """
 
     question: Question
@@ -119,6 +136,9 @@ class ModelPlan:
     notes: tuple[str, ...]
     table: dict[str, NDArray[Any]]
     places: Candidates
+    overturned: tuple[Row, ...] = ()
+    failed: tuple[str, ...] = ()
+    own: Own | None = None
 
     def candidate(self, place: int) -> Scenario:
         """The whole scenario of one line of `table`."""
@@ -159,6 +179,9 @@ class ModelPlan:
             "rows": [row.as_dict() for row in self.rows],
             "closest": self.closest.as_dict() if self.closest else None,
             "relaxations": [one.as_dict() for one in self.relaxations],
+            "overturned": [row.as_dict() for row in self.overturned],
+            "could_not_be_simulated": list(self.failed),
+            "own_layout": self.own.as_dict() if self.own else None,
             "best_by_gpu": [row.as_dict() for row in self.best_by_gpu if row is not self.winner],
             "words": list(self.words),
             "notes": list(self.notes),
@@ -196,7 +219,7 @@ class Plan:
         }
 
     def save(self, folder: Any) -> list[Any]:
-        """Writes plan.json, candidates.parquet and winner.yaml into `folder` and returns the files."""
+        """Writes plan.json, plan.html, candidates.parquet and winner.yaml into `folder` and returns the files."""
         from moesim.planner.store import save
 
         return save(self, folder)

@@ -26,7 +26,7 @@ MOST_LOST = 16
 
 
 class Pool:
-    """Workers, started at the first need; to be used in a `with` block, which ends them.
+    """Workers, started at the first need or ahead of it; to be used in a `with` block, which ends them.
 
     `workers`: how many; the cores this process may use unless stated. One means that this process answers itself.
     """
@@ -51,6 +51,11 @@ class Pool:
                         pipe.close()
             worker.wait()
         self._all = []
+
+    def start_ahead(self) -> None:
+        """Starts the workers, so that they are ready when they are asked; without, the first question does."""
+        if self.workers > 1:
+            self._start()
 
     def answers(
         self, road: Road, scenarios: Sequence[Scenario], heard: Callable[[int], None] | None = None

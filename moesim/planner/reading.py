@@ -10,9 +10,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from moesim import catalog
-from moesim.errors import Problem, ScenarioError, UserError, nearest_hint, shorten
-from moesim.planner import defaults, fields
+from moesim.errors import Problem, ScenarioError, UserError, shorten
+from moesim.planner import defaults, fields, sizes
 from moesim.planner.fields import Wanted
+from moesim.planner.gpu_prices import check_prices, gpu_hours
 from moesim.scenario.loading import from_document
 from moesim.scenario.scenario import Scenario
 from moesim.screening import Choices
@@ -34,7 +35,8 @@ _BY_CLUSTER = ("cluster", "precision.compute", "dispatcher.multiprocessors")
 @dataclass(frozen=True)
 class Question:
     """One model's plan. `base`: what all candidates share; `axes`: the values to try on each cluster, by column;
-    `gpu_hour`: dollars an hour by cluster; `notes`: what was assumed."""
+    `gpu_hour`: dollars an hour by cluster; `notes`: what was assumed; `own`: values by column of the scenario's own
+    layout, a candidate whatever is searched; `elsewhere`: that layout where it stands on a cluster not searched."""
 
     base: Scenario
     choices: Choices
@@ -43,6 +45,8 @@ class Question:
     gpu_hour: tuple[float | None, ...]
     notes: tuple[str, ...]
     whole_run: bool = True
+    own: tuple[int, ...] | None = None
+    elsewhere: Scenario | None = None
 
     @property
     def limits(self) -> LimitsSpec:
@@ -64,29 +68,17 @@ def questions(spec: PlanSpec, folder: Path) -> tuple[Question, ...]:
     """One question a model; raises `ScenarioError` with all that is wrong with the plan."""
     found: list[Problem] = []
     wanted = fields.read(spec.search, found)
-    _check_prices(spec, found)
+    check_prices(spec, found)
     document = dict(spec.scenario) if isinstance(spec.scenario, Mapping) else {}
     models = spec.models or (document.get("model"),)
     if models == (None,):
         found.append(Problem("scenario.model", f"which model? e.g. model: {catalog.names('models')[0]}"))
+    placement = document.get("placement")
+    if isinstance(placement, Mapping) and placement.get("redundant_experts"):
+        found.append(Problem("scenario.placement.redundant_experts", "training keeps one copy of every expert: say 0"))
     if found:
         raise ScenarioError(found, spec.name)
     return tuple(_question(spec, document, model, wanted, folder) for model in models)
-
-
-def _check_prices(spec: PlanSpec, found: list[Problem]) -> None:
-    known = catalog.names("gpus")
-    said = spec.search.get("cluster.gpu", ())
-    tried = [*(said if isinstance(said, (list, tuple)) else [said]), _gpu_of(spec.scenario)]
-    own = [value.get("name") for value in tried if isinstance(value, Mapping)]
-    unknown = [name for name in spec.prices if name not in known and name not in own]
-    found += [Problem(f"prices.{name}", f"unknown gpu {name!r}{nearest_hint(name, known)}") for name in unknown]
-
-
-def _gpu_of(scenario: Any) -> Any:
-    """The GPU that a scenario's keys name, None where they do not."""
-    cluster = scenario.get("cluster") if isinstance(scenario, Mapping) else None
-    return cluster.get("gpu") if isinstance(cluster, Mapping) else None
 
 
 def _question(spec: PlanSpec, document: Document, model: Any, wanted: Wanted, folder: Path) -> Question:
@@ -106,9 +98,18 @@ def _question(spec: PlanSpec, document: Document, model: Any, wanted: Wanted, fo
         dispatchers=wanted.dispatchers or named or ("auto",),
         overlaps=tuple(dict.fromkeys(overlaps)) or defaults.overlaps(base),
     )
-    axes = tuple({**defaults.degrees(base, cluster), **wanted.degrees} for cluster in clusters)
+    spec = defaults.affordable(spec, base, notes)
+    kinds = {
+        "recompute": choices.recomputes,
+        "schedule": choices.schedules,
+        "capacity": choices.capacities,
+        "dispatcher": choices.dispatchers,
+        "overlap": choices.overlaps,
+    }
+    places = {name: tuple(range(len(values))) for name, values in kinds.items()}
+    axes = tuple({**defaults.degrees(base, cluster), **wanted.degrees, **places} for cluster in clusters)
     stated = base.workload.total_tokens is not None
-    question = Question(base, choices, axes, spec, _gpu_hours(spec, base, clusters), (), stated)
+    question = Question(base, choices, axes, spec, gpu_hours(spec, base, clusters), (), stated)
     _check_limits(question)
     if not stated:
         work = base.workload.model_copy(update={"total_tokens": SOME_TOKENS})
@@ -151,7 +152,8 @@ def _clusters(
                 if any(not problem.where.startswith(_BY_CLUSTER) for problem in error.problems):
                     raise
                 refusal = refusal or error
-                notes.append(f"{shorten(gpu)} is left out: {error.problems[0]}")
+                kind = f"{shorten(gpu)} on {shorten(fabric)}" if wanted.fabric else shorten(gpu)
+                notes.append(f"{kind} is left out: {error.problems[0]}")
                 continue
             base = base or tried[0]
             found += [scenario.cluster for scenario in tried if scenario.cluster not in found]
@@ -168,20 +170,22 @@ def _sizes(
     counts = stated
     if not counts:
         small = _probe(spec, document, 1, folder)
-        counts = defaults.gpu_counts(small, spec.limits, spec.objective)
-        said = f"{small.cluster.gpu.name}: {', '.join(f'{count:,}' for count in counts)} GPUs are tried (assumed)"
-        notes.append(f"{said}, from the least that could hold and train the model")
+        counts = sizes.gpu_counts(small, spec.limits, spec.objective, _batch(document, small))
+        notes.append(sizes.sizes_words(small, spec.limits, counts))
     found = []
     for count in counts:
         scenario = _probe(spec, document, count, folder)
         domain = scenario.cluster.gpus_per_domain
-        filled = domain if "gpus_per_domain" in cluster else defaults.filled_domain(count, domain)
+        filled = domain if "gpus_per_domain" in cluster else sizes.filled_domain(count, domain)
         if filled != domain:
             notes.append(
                 f"{scenario.cluster.gpu.name}: {filled} of each domain's {domain} GPUs work, so that all are full"
             )
             scenario = _probe(spec, {**document, "cluster": {**cluster, "gpus_per_domain": filled}}, count, folder)
         found.append(scenario)
+    if stated and stated != (cluster.get("gpus"),):
+        tried = ", ".join(f"{count:,}" for count in counts)
+        notes.append(f"{found[0].cluster.gpu.name}: {tried} GPUs are tried, as stated")
     return found
 
 
@@ -199,6 +203,14 @@ def _probe(spec: PlanSpec, document: Document, gpus: int, folder: Path) -> Scena
         "overlap": {**document["overlap"], "two_batch": False, "expert_communication": False},
     }
     return from_document({"name": spec.name, **document, **plain}, spec.name, folder=folder)
+
+
+def _batch(document: Document, small: Scenario) -> int | None:
+    """Sequences of a global batch, as stated or as is usual; None where neither is known yet."""
+    stated, work = document["workload"].get("global_batch"), small.workload
+    if isinstance(stated, int):
+        return max(1, stated)
+    return defaults.global_batch(work.total_tokens, work.sequence_length, (1,)) if work.total_tokens else None
 
 
 def _with_parts(document: Document, where: str) -> Document:
@@ -239,18 +251,6 @@ def _with_batch(base: Scenario, document: Document, counts: tuple[int, ...], not
     return base.model_copy(update={"workload": work.model_copy(update={"global_batch": batch})})
 
 
-def _gpu_hours(spec: PlanSpec, base: Scenario, clusters: tuple[ClusterSpec, ...]) -> tuple[float | None, ...]:
-    """Dollars a GPU and hour of every cluster. Raises `ScenarioError` where only some have a price."""
-    found = tuple(spec.prices.get(cluster.gpu.name, base.prices.gpu_hour) for cluster in clusters)
-    if None in found and any(price is not None for price in found):
-        missing = sorted({cluster.gpu.name for cluster, price in zip(clusters, found, strict=True) if price is None})
-        problems = [
-            Problem(f"prices.{name}", "is missing: others have a price, and costs are compared") for name in missing
-        ]
-        raise ScenarioError(problems, spec.name)
-    return found
-
-
 def _check_limits(question: Question) -> None:
     """Raises `ScenarioError` for limits and objectives that need what the plan does not state."""
     limits, found = question.limits, []
@@ -281,6 +281,6 @@ def _notes(question: Question) -> list[str]:
     if base.model.is_moe and base.routing.load.name == "uniform":
         found.append("routing.load uniform: perfectly balanced on average; a real router's skew makes steps longer")
     if base.model.is_moe:
-        found.append("redundant_experts: 0, the one value that is simulated")
+        found.append("redundant_experts: 0; copies of busy experts are for serving, training keeps one of each")
     found.append(f"precision.compute {base.precision.compute}, sequences of {base.workload.sequence_length:,} tokens")
     return found

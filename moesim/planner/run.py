@@ -14,6 +14,7 @@ from moesim.errors import Problem, ScenarioError, shorten
 from moesim.files import plain_name
 from moesim.planner.conclude import conclude
 from moesim.planner.fields import with_stated
+from moesim.planner.own import with_own
 from moesim.planner.plan import Plan
 from moesim.planner.pool import Pool
 from moesim.planner.reading import questions
@@ -63,8 +64,10 @@ def statement(
 def run(spec: PlanSpec, folder: Path, progress: Progress | None = None, workers: int | None = None) -> Plan:
     """The plan of a specification; names of files in it are looked up in `folder`."""
     spec, folder = _with_scenario(spec, folder)
-    asked = questions(spec, folder)
+    asked = [with_own(question, folder) for question in questions(spec, folder)]
     with Pool(workers) as pool:
+        if spec.simulate > 1:
+            pool.start_ahead()
         return Plan(spec, tuple(conclude(search(question, pool, progress), pool) for question in asked))
 
 

@@ -7,24 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moesim.errors import UserError
 from moesim.planner.answers import Answer, Road
 from moesim.planner.candidate import scenario_at
-from moesim.planner.figures import Figures, best_first, distance, excesses
+from moesim.planner.figures import Figures, Limit, best_first, distance, excesses
 from moesim.planner.pareto import axes_of, front
 from moesim.planner.plan import Row, row_figures
 from moesim.planner.pool import Pool
 from moesim.planner.reading import Question
 from moesim.planner.sieve import Sieve, sieve
-from moesim.planner.space import COLUMNS, LAYOUT, enumerate_space
+from moesim.planner.space import COLUMNS, LAYOUT, enumerate_space, own_row
 from moesim.scenario.scenario import Scenario
 
 Progress = Callable[[str, float], None]
-Places = NDArray[np.int64]
+ROADS: tuple[Road, ...] = ("estimate", "simulate")
 
 BEST, LAYOUTS, OF_CLUSTER, OF_FRONT = 32, 32, 2, 24
 """Screened candidates that are estimated: the best; the best of so many layouts, of each cluster, of the front."""
@@ -34,16 +34,29 @@ SAMPLES, DRAWN_TOKENS = 4, 1024
 """Detail of a shortlist's simulation: routing samples a layer, and tokens drawn of a microbatch."""
 
 
+class Refusal(NamedTuple):
+    """Why a road has no answer for a candidate."""
+
+    road: Road
+    reason: str
+
+
 @dataclass
 class Search:
-    """What is known of one question so far; `answers` by the place of a candidate in the sieve."""
+    """What is known of one question so far, by the place of a candidate in the sieve: each is in `answers` or in
+    `refused`, as the last road that was asked says. `overturned`: those that the closed form found within the limits
+    and the simulation does not. `own`: the place of the scenario's own layout; `elsewhere`: what the roads say of it
+    where it stands on a cluster that is not searched."""
 
     question: Question
     sieve: Sieve
     rejected: dict[str, int]
     total: int
     answers: dict[int, Row] = field(default_factory=dict)
-    refused: dict[int, str] = field(default_factory=dict)
+    refused: dict[int, Refusal] = field(default_factory=dict)
+    overturned: list[int] = field(default_factory=list)
+    own: int | None = None
+    elsewhere: dict[Road, Row] = field(default_factory=dict)
 
     def feasible(self, road: Road | None = None) -> list[int]:
         """Places of the answered candidates (by one road) that keep all limits, best first."""
@@ -62,19 +75,37 @@ class Search:
         return scenario_at(self.question, self.sieve.rows[place])
 
     def learn(self, places: Iterable[int], answers: Iterable[Answer]) -> None:
-        """Takes in what a road answered."""
+        """Takes in what a road answered; what another road said before no longer counts."""
         for place, answer in zip(places, answers, strict=True):
+            before = self.answers.pop(place, None)
+            self.refused.pop(place, None)
             if answer.refusal is not None:
-                self.refused[place] = answer.refusal
-                continue
-            scenario = self.scenario(place)
-            watts = scenario.cluster.gpus * (scenario.cluster.gpu.power or 0.0)
-            figures = row_figures(answer.summary, scenario.cluster.gpus, watts)
-            over = excesses(self.sieve.limits, figures)[0]
-            broken = {limit.key: float(over[at]) for at, limit in enumerate(self.sieve.limits) if over[at] > 1.0}
-            step = float(self.sieve.figures.step_seconds[place])
-            told = (answer.summary, answer.breakdown, answer.memory, answer.notes)
-            self.answers[place] = Row(scenario, answer.road, *told, figures, step, broken)
+                self.refused[place] = Refusal(answer.road, answer.refusal)
+            else:
+                step = float(self.sieve.figures.step_seconds[place])
+                self.answers[place] = row_of(self.scenario(place), answer, self.sieve.limits, step)
+            kept = place in self.answers and not self.answers[place].over
+            if answer.road == "simulate" and before is not None and not before.over and not kept:
+                self.overturned.append(place)
+
+    def ask(self, places: list[int], road: Road, pool: Pool, progress: Progress | None = None) -> None:
+        """Asks a road about candidates and takes in what it answers."""
+        scenarios = [self.scenario(place) for place in places]
+        if road == "simulate":
+            scenarios = [quick(scenario) for scenario in scenarios]
+        what = "estimating" if road == "estimate" else "simulating"
+        heard = (lambda done: progress(what, done / len(places))) if progress else None
+        self.learn(places, pool.answers(road, scenarios, heard))
+
+
+def row_of(scenario: Scenario, answer: Answer, limits: tuple[Limit, ...], step: float) -> Row:
+    """An answered candidate; `step`: seconds that the screening gave it."""
+    watts = scenario.cluster.gpus * (scenario.cluster.gpu.power or 0.0)
+    figures = row_figures(answer.summary, scenario.cluster.gpus, watts)
+    over = excesses(limits, figures)[0]
+    broken = {limit.key: float(over[at]) for at, limit in enumerate(limits) if over[at] > 1.0}
+    told = (answer.summary, answer.breakdown, answer.memory, answer.notes)
+    return Row(scenario, answer.road, *told, figures, step, broken)
 
 
 def search(question: Question, pool: Pool, progress: Progress | None) -> Search:
@@ -83,10 +114,17 @@ def search(question: Question, pool: Pool, progress: Progress | None) -> Search:
     if not len(space.rows):
         raise UserError(_nothing_legal(question, space.rejected, space.total))
     found, rejected = sieve(question, space, progress)
-    state = Search(question, found, rejected, space.total)
+    state = Search(question, found, rejected, space.total, own=_place(question, found))
     _estimate(state, pool, progress)
     _simulate(state, pool, progress)
+    _compare(state, pool)
     return state
+
+
+def _place(question: Question, found: Sieve) -> int | None:
+    """The place of the scenario's own layout."""
+    row = own_row(question)
+    return None if row is None else int(np.flatnonzero((found.rows == row).all(axis=1))[0])
 
 
 def _nothing_legal(question: Question, rejected: dict[str, int], total: int) -> str:
@@ -97,18 +135,18 @@ def _nothing_legal(question: Question, rejected: dict[str, int], total: int) -> 
 
 def _estimate(state: Search, pool: Pool, progress: Progress | None) -> None:
     """Estimates the shortlist, and the next best for as long as too few keep the limits; at last what comes nearest."""
-    wanted, asked = max(1, state.question.spec.simulate), 0
+    wanted, own = max(1, state.question.spec.simulate), [] if state.own is None else [state.own]
     for _ in range(ROUNDS):
-        places = shortlist(state)
-        _ask(state, places, "estimate", pool, progress)
-        asked += len(places)
+        places = list(dict.fromkeys([*shortlist(state), *own]))
+        state.ask(places, "estimate", pool, progress)
+        own = []
         if len(state.feasible()) >= wanted or not places:
             break
     if not state.feasible():
         order = best_first(state.question.spec.objective, state.sieve.figures)
         near = order[np.argsort(distance(state.sieve.excess)[order], kind="stable")]
         known = state.answers.keys() | state.refused.keys()
-        _ask(state, [int(place) for place in near if int(place) not in known][:BEST], "estimate", pool, progress)
+        state.ask([int(place) for place in near if int(place) not in known][:BEST], "estimate", pool, progress)
 
 
 def shortlist(state: Search) -> list[int]:
@@ -131,13 +169,26 @@ def shortlist(state: Search) -> list[int]:
 
 
 def _simulate(state: Search, pool: Pool, progress: Progress | None) -> None:
-    """Simulates the best layouts; the next best where none of them keeps the limits."""
+    """Simulates the best layouts, and the scenario's own; the next best where none of them keeps the limits."""
     wanted = state.question.spec.simulate
+    own = [place for place in (state.own,) if place in state.answers and place is not None]
     for _ in range(ROUNDS if wanted else 0):
         places = distinct(state, state.feasible("estimate"))[:wanted]
-        _ask(state, places, "simulate", pool, progress)
-        if state.feasible("simulate") or not places:
+        state.ask(list(dict.fromkeys([*places, *own])), "simulate", pool, progress)
+        own = []
+        if not places or any(place in places for place in state.feasible("simulate")):
             break
+
+
+def _compare(state: Search, pool: Pool) -> None:
+    """Answers the scenario's own layout by the plan's roads where it stands on a cluster that is not searched."""
+    own, roads = state.question.elsewhere, ROADS[: 2 if state.question.spec.simulate else 1]
+    if own is None:
+        return
+    for road in roads:
+        answer = pool.answers(road, [own if road == "estimate" else quick(own)])[0]
+        if answer.refusal is None:
+            state.elsewhere[road] = row_of(own, answer, state.sieve.limits, 0.0)
 
 
 def distinct(state: Search, places: list[int]) -> list[int]:
@@ -151,16 +202,6 @@ def distinct(state: Search, places: list[int]) -> list[int]:
         (later if layout in seen else first).append(place)
         seen.add(layout)
     return first + later
-
-
-def _ask(state: Search, places: list[int], road: Road, pool: Pool, progress: Progress | None) -> None:
-    scenarios = [state.scenario(place) for place in places]
-    if road == "simulate":
-        scenarios = [quick(scenario) for scenario in scenarios]
-    what = "estimating" if road == "estimate" else "simulating"
-    state.learn(
-        places, pool.answers(road, scenarios, lambda done: progress(what, done / len(places)) if progress else None)
-    )
 
 
 def quick(scenario: Scenario) -> Scenario:

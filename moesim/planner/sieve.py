@@ -13,7 +13,18 @@ from numpy.typing import NDArray
 
 from moesim.planner.figures import Figures, Limit, best_first, binding, distance, excesses, limits_of, screened_figures
 from moesim.planner.reading import Question
-from moesim.planner.space import COLUMNS, NOT_SCREENED, Rows, Space, axes_of_cluster, candidates, canonical, judge
+from moesim.planner.space import (
+    COLUMNS,
+    NOT_SCREENED,
+    Rows,
+    Space,
+    axes_of_cluster,
+    candidates,
+    canonical,
+    judge,
+    placeable,
+    within,
+)
 from moesim.screening import screen
 
 Floats = NDArray[np.float64]
@@ -21,7 +32,7 @@ Progress = Callable[[str, float], None]
 BLOCK = 1 << 16
 PROMISING = 64
 """Best candidates whose neighbours are looked at."""
-FEWEST_AT_ONCE, BUDGET_FOR_ONE_MORE = 4, 2000
+FEWEST_AT_ONCE, BUDGET_FOR_ONE_MORE = 4, 1000
 """How many of them in one round: the fewer, the sooner better ones lead; the more, the quicker a large budget goes."""
 
 
@@ -108,8 +119,10 @@ class _Around:
                 found.append(self._steps(self._steps(row[None, :]) if reach == 2 else row[None, :]))
         around = np.unique(np.concatenate(found), axis=0)
         if len(around):
-            around = around[judge(self.question, around) == 0]
-        return around[(canonical(self.question, around) == around).all(axis=1)] if len(around) else around
+            around = around[within(self.question, around) & (judge(self.question, around) == 0)]
+        if len(around):
+            around = around[(canonical(self.question, around) == around).all(axis=1)]
+        return around[placeable(self.question, around)]
 
     def _steps(self, rows: Rows) -> Rows:
         """The rows with one column changed, legal or not."""

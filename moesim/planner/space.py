@@ -19,7 +19,9 @@ from moesim.errors import UserError
 from moesim.planner.legality import RULES, Facts, reasons, resolved
 from moesim.planner.reading import Question
 from moesim.randomness import Streams
-from moesim.screening import Candidates
+from moesim.scenario.checks import problems
+from moesim.screening import Candidates, scenario_of
+from moesim.screening.reference import is_known
 
 Rows = NDArray[np.int32]
 
@@ -32,10 +34,21 @@ SAME = "same"
 """Reason of a candidate that says the same as another: a setting without effect."""
 NOT_SCREENED = "not screened"
 """Reason of a legal candidate beyond the budget."""
+PLACEMENT = "placement"
+"""Reason of a layout that the scenario's placement does not suit."""
 DRAWN = 0.5
 """Share of the budget that is drawn where there are more legal candidates; the rest goes to neighbours of the best."""
 MOST_COMBINATIONS, MOST_OF_A_KIND = 300_000_000, 1_000_000
 _BLOCK = 1 << 19
+_IDLE: dict[str, Any] = {
+    "expert_communication": False,
+    "two_batch": False,
+    "shared_experts": False,
+    "weight_gradients": "with-backward",
+}
+"""What an overlap says of exchanges, where there are none."""
+_WHOLE: dict[str, Any] = {"tensor_parallel": None}
+"""What it says of tensor-parallel collectives, where there are none."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +66,8 @@ def candidates(rows: Rows) -> Candidates:
 
 
 def enumerate_space(question: Question) -> Space:
-    """Every combination of the question's axes, judged; of more legal ones than the budget a share is drawn."""
+    """Every combination of the question's axes, judged; of more legal ones than the budget a share is drawn. The
+    scenario's own layout is always one of them."""
     _check_size(question)
     rejected: Counter[str] = Counter()
     budget = question.spec.candidates
@@ -65,22 +79,47 @@ def enumerate_space(question: Question) -> Space:
         chance = Streams(question.base.simulation.seed).generator(f"planner/cluster{cluster}")
         kept.append(_drawn(_legal(question, cluster, rejected), share, chance))
     rows = np.concatenate(kept)
+    suits = placeable(question, rows)
+    rejected[PLACEMENT] += int((~suits).sum())
+    rows = rows[suits]
+    own = own_row(question)
+    if own is not None and not (rows == own).all(axis=1).any():
+        rows = np.concatenate([rows, own])
+        total += int(not within(question, own)[0])
     rejected[NOT_SCREENED] += total - len(rows) - sum(rejected.values())
     return Space(rows, total, {code: count for code, count in rejected.items() if count})
 
 
 def axes_of_cluster(question: Question, cluster: int) -> dict[str, NDArray[np.int64]]:
     """The values of every column on one cluster."""
-    choices = question.choices
-    places = {
-        "recompute": choices.recomputes,
-        "schedule": choices.schedules,
-        "capacity": choices.capacities,
-        "dispatcher": choices.dispatchers,
-        "overlap": choices.overlaps,
-    }
     axes = {name: np.array(values, dtype=np.int64) for name, values in question.axes[cluster].items()}
-    return axes | {name: np.arange(len(values)) for name, values in places.items()} | {"cluster": np.array([cluster])}
+    return {**axes, "cluster": np.array([cluster])}
+
+
+def placeable(question: Question, rows: Rows) -> NDArray[np.bool_]:
+    """Whether the scenario's placement suits legal rows [C]; experts held in order suit all."""
+    if is_known(question.base):
+        return np.ones(len(rows), dtype=np.bool_)
+    base, choices, few = question.base, question.choices, candidates(rows)
+    found = [not problems(scenario_of(base, choices, few, row)) for row in range(len(rows))]
+    return np.array(found, dtype=np.bool_)
+
+
+def own_row(question: Question) -> Rows | None:
+    """The scenario's own layout as a row [1, F], None where there is none or a rule refuses it."""
+    if question.own is None:
+        return None
+    row = canonical(question, np.array([question.own], dtype=np.int32))
+    return row if judge(question, row)[0] == 0 else None
+
+
+def within(question: Question, rows: Rows) -> NDArray[np.bool_]:
+    """Whether rows have only values that are searched on their cluster [C]; the scenario's own may have others."""
+    found = np.zeros(len(rows), dtype=np.bool_)
+    for cluster in np.unique(rows[:, COLUMNS.index("cluster")]):
+        axes = axes_of_cluster(question, int(cluster))
+        found |= np.all([np.isin(rows[:, place], axes[name]) for place, name in enumerate(COLUMNS)], axis=0)
+    return found
 
 
 def _legal(question: Question, cluster: int, rejected: Counter[str]) -> Iterator[Rows]:
@@ -153,7 +192,8 @@ def canonical(question: Question, rows: Rows) -> Rows:
     """The rows with one name for every setting, and none for settings without effect; equal rows are one candidate.
 
     A schedule is its resolved kind, zero-bubble-v has one name for its chunks, and a single stage has no bubble that a
-    schedule could fill. Without exchanges there is no dispatcher and nothing to hide, without experts no capacity.
+    schedule could fill. Without exchanges there is no dispatcher and nothing to hide, without tensor parallelism no
+    collective of its own, without experts no capacity.
     """
     column = {name: place for place, name in enumerate(COLUMNS)}
     facts, plain = Facts(question.base, question.choices, candidates(rows)), rows.copy()
@@ -164,9 +204,10 @@ def canonical(question: Question, rows: Rows) -> Rows:
     plain[facts.kind_is("zero-bubble-v"), column["virtual_pipeline"]] = 1
     single = (rows[:, column["pipeline"]] == 1) & ~facts.kind_is("gpipe")
     plain[single, column["schedule"]] = _first_paired(question)
-    alone = rows[:, column["expert"]] == 1
+    alone, whole = rows[:, column["expert"]] == 1, rows[:, column["tensor"]] == 1
     plain[alone, column["dispatcher"]] = 0
-    plain[alone, column["overlap"]] = _quiet(question)[rows[alone, column["overlap"]]]
+    for idle, chosen in ((_IDLE, alone & ~whole), (_WHOLE, whole & ~alone), (_IDLE | _WHOLE, alone & whole)):
+        plain[chosen, column["overlap"]] = _alike(question, idle)[rows[chosen, column["overlap"]]]
     if not question.base.model.is_moe:
         plain[:, column["capacity"]] = 0
     return plain
@@ -183,12 +224,9 @@ def _first_paired(question: Question) -> int:
     return next((at for at, schedule in enumerate(question.choices.schedules) if schedule.kind != "gpipe"), 0)
 
 
-def _quiet(question: Question) -> NDArray[np.int32]:
-    """For every overlap the first that says the same where nothing is exchanged."""
-    idle = {"expert_communication": False, "two_batch": False, "shared_experts": False}
-    plain = [
-        spec.model_copy(update={**idle, "weight_gradients": "with-backward"}) for spec in question.choices.overlaps
-    ]
+def _alike(question: Question, idle: dict[str, Any]) -> NDArray[np.int32]:
+    """For every overlap the first that says the same where some of its fields do nothing."""
+    plain = [spec.model_copy(update=idle) for spec in question.choices.overlaps]
     return np.array([plain.index(spec) for spec in plain], dtype=np.int32)
 
 

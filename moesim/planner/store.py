@@ -1,4 +1,4 @@
-"""A plan as files: plan.json, candidates.parquet, and each winner as a scenario that `moesim simulate` runs.
+"""A plan as files: plan.json, plan.html, candidates.parquet, and each winner as a scenario that `moesim simulate` runs.
 
 Files are written beside their place and moved there when they are whole; one plan always gives the same bytes.
 """
@@ -21,6 +21,7 @@ from moesim.files import plain_name, target_of
 from moesim.planner.columns import CANDIDATES
 from moesim.planner.explain import label
 from moesim.planner.plan import ModelPlan, Plan
+from moesim.planner.report import page
 from moesim.results.store import check_folder
 from moesim.scenario.loading import to_yaml
 
@@ -34,7 +35,8 @@ def save(plan: Plan, folder: str | os.PathLike[str]) -> list[Path]:
     """
     target = Path(folder)
     check_folder(target)
-    names = ["candidates.parquet", *(winner_name(plan, model) for model in plan.models if model.rows), "plan.json"]
+    winners = [winner_name(plan, model) for model in plan.models if model.rows]
+    names = ["candidates.parquet", *winners, "plan.html", "plan.json"]
     targets = {name: target_of(target / name) for name in names}
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -44,6 +46,7 @@ def save(plan: Plan, folder: str | os.PathLike[str]) -> list[Path]:
             for model in plan.models:
                 if model.rows:
                     (temporary / winner_name(plan, model)).write_text(winner_yaml(model), encoding="utf-8")
+            (temporary / "plan.html").write_text(page(plan), encoding="utf-8")
             text = json.dumps(plan.as_dict(), indent=1, ensure_ascii=False, allow_nan=False)
             (temporary / "plan.json").write_text(text + "\n", encoding="utf-8")
             for name in names:

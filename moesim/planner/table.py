@@ -48,7 +48,7 @@ def headline(plan: Plan, model: ModelPlan) -> str:
     )
     limits = plan.spec.limits.model_dump(mode="json", exclude_none=True)
     within = ", ".join(f"{name} {show(value, UNITS.get(name, ''))}" for name, value in limits.items())
-    return f"{said}; objective {plan.spec.objective}" + (f" within {within}" if within else "")
+    return f"{said}; objective: {plan.spec.objective}" + (f"; limits: {within}" if within else "")
 
 
 def candidates_table(model: ModelPlan) -> Table:
@@ -70,8 +70,13 @@ def candidates_table(model: ModelPlan) -> Table:
             table.add_section()
             table.add_row("", Text(said, style="bold"))
             heading = said
-        table.add_row(Text(f"{place}{'*' if row.pareto else ''}"), *_cells(row, dropping))
+        table.add_row(Text(f"{place}{'*' if row.pareto else ''}"), *_cells(row, dropping, is_own(model, row)))
     return table
+
+
+def is_own(model: ModelPlan, row: Row) -> bool:
+    """Whether a row is the layout that the plan's scenario states itself."""
+    return model.own is not None and model.own.row.scenario == row.scenario
 
 
 def shown_rows(model: ModelPlan) -> tuple[Row, ...]:
@@ -85,9 +90,11 @@ def shown_rows(model: ModelPlan) -> tuple[Row, ...]:
     return (*simulated, *elsewhere, *spread)
 
 
-def _cells(row: Row, dropping: bool) -> list[Text]:
+def _cells(row: Row, dropping: bool, own: bool = False) -> list[Text]:
     cells = [
-        Text(f"{hardware(row)}: {degrees(row)}").append(f"\n{settings(row)}", style="dim"),
+        Text(f"{hardware(row)}: {degrees(row)}{' (your layout)' if own else ''}").append(
+            f"\n{settings(row)}", style="dim"
+        ),
         _with_range(row.summary["training_time"]),
         _with_range(cost_of(row)),
         Text(show(float(row.figures.memory_share[0]), "fraction")),
@@ -115,12 +122,17 @@ def rejected_table(model: ModelPlan) -> Table:
     table.add_column("share", justify="right", no_wrap=True)
     table.add_column("meaning", overflow="fold", min_width=20, ratio=1)
     ours = [code for code in model.rejected if code in LIMIT_CODES]
-    for code in (*ours, *(code for code in model.rejected if code not in LIMIT_CODES)):
+    for code in ordered_reasons(model):
         count = model.rejected[code]
         if ours and code == next((other for other in model.rejected if other not in LIMIT_CODES), ""):
             table.add_section()
         table.add_row(code, f"{count:,}", show(count / model.total, "fraction"), Text(model.meanings[code]))
     return table
+
+
+def ordered_reasons(model: ModelPlan) -> list[str]:
+    """The reasons: limits first, then the rules of layouts; the most frequent first in either."""
+    return sorted(model.rejected, key=lambda code: code not in LIMIT_CODES)
 
 
 def side_by_side(plan: Plan) -> Table:

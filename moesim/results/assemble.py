@@ -6,7 +6,7 @@ import numpy as np
 
 from moesim.costs.memory import verdict
 from moesim.costs.tensor_split import key_value_copies
-from moesim.errors import InfeasibleError
+from moesim.errors import InfeasibleError, InternalError
 from moesim.network.topology import degraded_note
 from moesim.results.memory_verdict import judge
 from moesim.results.observed import Observed
@@ -20,7 +20,8 @@ from moesim.step.groups import straddling_note
 from moesim.step.layout import layout_note
 from moesim.step.memory import fullest, memory_by_rank
 from moesim.step.model import StepModel
-from moesim.step.routed import RoutedWork
+from moesim.step.placed import placement, placement_notes
+from moesim.step.routed import RoutedWork, SlotCounts
 from moesim.step.stack import stack_note
 from moesim.units import show
 
@@ -105,6 +106,7 @@ def _notes(model: StepModel, road: Road) -> tuple[str, ...]:
     if scenario.stack_options.offload_layers:
         notes.append("off-loading is assumed to hide behind compute: its transfers are not priced")
     notes += load_notes(model)
+    notes += placement_notes(model)
     if scenario.routing.load.note and scenario.model.is_moe:
         notes.append(f"load {scenario.routing.load.name}: {scenario.routing.load.note}")
     return tuple(dict.fromkeys(notes))
@@ -120,7 +122,9 @@ def _copies_note(scenario: Scenario) -> tuple[str, ...]:
 
 
 def routing_columns(model: StepModel, routed: RoutedWork) -> Columns:
-    """One row a (layer, sample, expert): columns of `moesim.columns.ROUTING`."""
+    """Columns of `moesim.columns.ROUTING`: one row a (layer, sample, expert), or a slot where some have several."""
+    if routed.slots is not None:
+        return _slot_columns(model, routed.slots)
     layers, samples, experts = routed.expert_routed.shape
     moe = np.array(sorted(model.moe_index), dtype=np.int32)
     ranks = model.scenario.parallelism.expert
@@ -132,6 +136,24 @@ def routing_columns(model: StepModel, routed: RoutedWork) -> Columns:
         "rank": np.tile(rank, layers * samples),
         "tokens": routed.expert_routed.ravel().astype(np.int64),
         "kept": routed.expert_kept.ravel().astype(np.int64),
+    }
+
+
+def _slot_columns(model: StepModel, slots: SlotCounts) -> Columns:
+    held = placement(model)
+    if held is None:
+        raise InternalError("slots without a placement")
+    layers, samples, count = slots.kept.shape
+    moe = np.array(sorted(model.moe_index), dtype=np.int32)
+    rank = np.repeat(np.arange(held.placement.ranks, dtype=np.int32), held.placement.slots)
+    expert = np.repeat(held.placement.physical.astype(np.int32)[:, None, :], samples, axis=1)
+    return {
+        "layer": np.repeat(moe, samples * count),
+        "sample": np.tile(np.repeat(np.arange(samples, dtype=np.int32), count), layers),
+        "expert": expert.ravel(),
+        "rank": np.tile(rank, layers * samples),
+        "tokens": slots.routed.ravel().astype(np.int64),
+        "kept": slots.kept.ravel().astype(np.int64),
     }
 
 

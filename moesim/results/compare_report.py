@@ -12,8 +12,8 @@ from moesim.errors import FileError
 from moesim.results.compare import Comparison
 from moesim.results.compare_inputs import value_texts
 from moesim.results.compare_table import change_texts, metric_texts
-from moesim.results.report import _BOOT, _CSS, _bundle, _picture, _policy, _table
-from moesim.results.store import _uninterrupted, _workplace
+from moesim.results.page import html_page, html_picture, html_table
+from moesim.results.store import uninterrupted, workplace
 from moesim.units import show
 
 FILES = ("comparison.html", "comparison.json")
@@ -26,7 +26,7 @@ def save_comparison(comparison: Comparison, folder: str | os.PathLike[str]) -> l
     """
     target = Path(folder)
     document = json.dumps(comparison.as_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    with _workplace(target) as temporary:
+    with workplace(target) as temporary:
         for name, text in zip(FILES, (page(comparison), document), strict=True):
             with (temporary / name).open("w", encoding="utf-8", newline="\n") as file:
                 file.write(text)
@@ -35,7 +35,7 @@ def save_comparison(comparison: Comparison, folder: str | os.PathLike[str]) -> l
         blocked = [name for name in FILES if (target / name).is_dir()]
         if blocked:
             raise FileError(f"cannot write results to {target}: {blocked[0]} there is a folder")
-        with _uninterrupted():
+        with uninterrupted():
             for name in FILES:
                 os.replace(temporary / name, target / name)
     return [target / name for name in FILES]
@@ -43,17 +43,7 @@ def save_comparison(comparison: Comparison, folder: str | os.PathLike[str]) -> l
 
 def page(comparison: Comparison) -> str:
     """The page as text, about 1 MB."""
-    bundle = _bundle()
-    return "\n".join(
-        (
-            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{_policy(bundle, _BOOT)}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(_title(comparison))} · moesim</title>\n<style>{_CSS}</style>\n</head>\n<body>",
-            *_body(comparison),
-            f"<script>{bundle}</script>\n<script>{_BOOT}</script>\n</body>\n</html>\n",
-        )
-    )
+    return html_page(_title(comparison), _body(comparison))
 
 
 def _title(comparison: Comparison) -> str:
@@ -68,20 +58,20 @@ def _body(comparison: Comparison) -> Iterable[str]:
     yield f"<h2>Inputs that differ</h2>\n{_inputs(comparison)}"
     pairs = [text for name in comparison.names[1:] for text in (name, "ratio")]
     heads = ("metric", comparison.names[0], *pairs, "basis")
-    yield f"<h2>Metrics</h2>\n{_table(heads, map(metric_texts, comparison.metrics))}\n</main>"
+    yield f"<h2>Metrics</h2>\n{html_table(heads, map(metric_texts, comparison.metrics))}\n</main>"
 
 
 def _step(comparison: Comparison, which: int) -> Iterable[str]:
     """Why one step differs: the sentence, the waterfall, and behind it parts and operations."""
     why = comparison.explanations[which - 1]
     title = f"Step of {comparison.names[which]}" if len(comparison.names) > 2 else "Step"
-    picture = _picture(f"waterfall-{which}", title, comparison.charts.waterfall(which), "", len(why.bars))
+    picture = html_picture(f"waterfall-{which}", title, comparison.charts.waterfall(which), "", len(why.bars))
     yield picture.replace("</h2>", f"</h2>\n<p>{escape(why.sentence)}</p>", 1)
     yield f"<details>\n<summary>As a table</summary>\n{_parts(comparison, which)}\n</details>"
     if why.operations:
         rows = ((row.part, row.operation, *change_texts(row.base, row.other)) for row in why.operations)
         heads = ("part", "operation", comparison.names[0], comparison.names[which], "change")
-        yield f"<details>\n<summary>By operation</summary>\n{_table(heads, rows, texts=2)}\n</details>"
+        yield f"<details>\n<summary>By operation</summary>\n{html_table(heads, rows, texts=2)}\n</details>"
 
 
 def _parts(comparison: Comparison, which: int) -> str:
@@ -90,7 +80,7 @@ def _parts(comparison: Comparison, which: int) -> str:
     here, there = comparison.breakdowns[0], comparison.breakdowns[which]
     rows = [*((part, here.get(part, 0.0), there.get(part, 0.0)) for part, _ in why.parts), ("sum", *why.steps)]
     lines = ((part, *change_texts(base, other), _share(other - base, why.steps[0])) for part, base, other in rows)
-    return _table(("part", comparison.names[0], comparison.names[which], "change", "share"), lines)
+    return html_table(("part", comparison.names[0], comparison.names[which], "change", "share"), lines)
 
 
 def _share(change: float, step: float) -> str:
@@ -102,4 +92,4 @@ def _inputs(comparison: Comparison) -> str:
     if not comparison.differences:
         return "<p>None: the scenarios are alike.</p>"
     rows = ((one.path, *value_texts(one)) for one in comparison.differences)
-    return _table(("input", *comparison.names), rows, texts=1 + len(comparison.names))
+    return html_table(("input", *comparison.names), rows, texts=1 + len(comparison.names))

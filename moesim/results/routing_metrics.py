@@ -58,6 +58,9 @@ def _why(account: Account, work: RoutedWork, values: Floats, unit: str) -> str:
     told = [show(end, unit) if unit == "fraction" else f"{end:.3g}" for end in (low, high)]
     apart = f"from {told[0]} to {told[1]} (5-95 %)" if told[0] != told[1] else f"all {told[0]}"
     name, layers, samples = account.scenario.routing.load.name, work.rows.shape[0], work.samples
+    if work.slots is not None:
+        spec = account.scenario.placement
+        name += f", placement {spec.strategy}" + f" + {spec.redundant_experts}" * bool(spec.redundant_experts)
     if not account.observed.drawn:
         return f"load {name}, expected, not drawn; {layers} MoE layers {apart}"
     range_of = "range: of their mean" if samples > 1 else "one sample cannot tell a range"

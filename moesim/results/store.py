@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO
+from typing import Annotated, Any, Literal, TextIO, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +32,7 @@ from moesim.results.timeline import write_trace
 
 SCHEMA = 1
 FILES = ("operations.parquet", "routing.parquet", "traffic.parquet", "timeline.json", "report.html", "result.json")
+SERVING_FILES = ("requests.parquet", "iterations.parquet", "report.html", "result.json")
 TRAFFIC: dict[str, Column] = {
     "source": Column("", "expert-parallel rank that sends", "int32"),
     "destination": Column("", "expert-parallel rank that receives", "int32"),
@@ -46,11 +47,15 @@ _TYPES = {"int32": pa.int32(), "int64": pa.int64(), "float64": pa.float64()}
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """What a file must hold to the letter."""
+
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
 
-class _StoredQuantity(_Strict):
+class StoredQuantity(Strict):
+    """A quantity as it stands in `result.json`."""
+
     value: float
     unit: str
     low: float
@@ -59,18 +64,26 @@ class _StoredQuantity(_Strict):
     note: str
 
 
-class _StoredResult(_Strict):
-    """What stands in `result.json`; `tables` maps a file's name to its SHA-256."""
+class StoredHead(Strict):
+    """What every kind of result holds in `result.json`."""
 
-    moesim_result: Literal[1]
     name: str
     question: str
     road: Road
-    summary: dict[str, _StoredQuantity]
+    summary: dict[str, StoredQuantity]
     breakdown: dict[str, float]
     memory: dict[str, float]
     notes: Annotated[tuple[str, ...], Field(strict=False)]
     scenario: dict[str, JsonValue]
+
+
+Stored = TypeVar("Stored", bound=StoredHead)
+
+
+class _StoredResult(StoredHead):
+    """A training step's `result.json`; `tables` maps a file's name to its SHA-256."""
+
+    moesim_result: Literal[1]
     tables: dict[Literal["operations.parquet", "routing.parquet", "traffic.parquet"], str]
 
 
@@ -82,18 +95,18 @@ def save(result: Result, folder: str | os.PathLike[str]) -> list[Path]:
     Raises `FileError` where the folder cannot be written, or the disk is full.
     """
     target = Path(folder)
-    with _workplace(target) as temporary:
-        return _move(temporary, target, _write_all(result, temporary))
+    with workplace(target) as temporary:
+        return publish(temporary, target, _write_all(result, temporary))
 
 
 def check_folder(folder: str | os.PathLike[str]) -> None:
     """Raises `FileError` where `save` could not write into `folder`; leaves no trace. To be asked before a long run."""
-    with _workplace(Path(folder)):
+    with workplace(Path(folder)):
         pass
 
 
 @contextmanager
-def _workplace(target: Path) -> Iterator[Path]:
+def workplace(target: Path) -> Iterator[Path]:
     """A temporary folder inside `target`, both made here; folders that end up empty are removed again."""
     made: list[Path] = []
     try:
@@ -121,8 +134,8 @@ def _write_all(result: Result, folder: Path) -> list[str]:
     tables = _tables(result)
     for name, columns in tables.items():
         pq.write_table(arrow_table(columns, _TABLES[name]), folder / name, compression="zstd")
-    hashes = {name: _sha256(folder / name) for name in tables}
-    document = _json({"moesim_result": SCHEMA, **result.as_dict(), "tables": hashes})
+    hashes = {name: sha256(folder / name) for name in tables}
+    document = json_text({"moesim_result": SCHEMA, **result.as_dict(), "tables": hashes})
     writers: dict[str, Callable[[TextIO], object]] = {
         "report.html": lambda file: file.write(write_html(result)),
         "result.json": lambda file: file.write(document),
@@ -132,28 +145,29 @@ def _write_all(result: Result, folder: Path) -> list[str]:
     for name, write in writers.items():
         with (folder / name).open("w", encoding="utf-8", newline="\n") as file:
             write(file)
-    names = [name for name in FILES if name in tables or name in writers]
+    return [name for name in FILES if name in tables or name in writers]
+
+
+def publish(source: Path, target: Path, names: list[str]) -> list[Path]:
+    """Flushes the files to the disk and moves them into `target` in this order; removes those of an earlier result."""
     for name in names:
-        with (folder / name).open("rb") as written:
+        with (source / name).open("rb") as written:
             os.fsync(written.fileno())
-    return names
-
-
-def _move(source: Path, target: Path, names: list[str]) -> list[Path]:
-    blocked = [name for name in FILES if (target / name).is_dir()]
+    every = [*dict.fromkeys((*FILES, *SERVING_FILES))]
+    blocked = [name for name in every if (target / name).is_dir()]
     if blocked:
         raise FileError(f"cannot write results to {target}: {blocked[0]} there is a folder")
-    with _uninterrupted():
-        for name in FILES:
-            if name in names:
-                os.replace(source / name, target / name)
-            else:
+    with uninterrupted():
+        for name in every:
+            if name not in names:
                 (target / name).unlink(missing_ok=True)
+        for name in names:
+            os.replace(source / name, target / name)
     return [target / name for name in names]
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
+def uninterrupted() -> Iterator[None]:
     """Puts off Ctrl-C while files are published, so that a folder never holds those of two runs."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -207,7 +221,7 @@ def _schema(described: dict[str, Column]) -> pa.Schema:
     )
 
 
-def _json(document: dict[str, Any]) -> str:
+def json_text(document: dict[str, Any]) -> str:
     """JSON in the order given, floats in their shortest exact form."""
     try:
         return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
@@ -221,7 +235,8 @@ def _plain(value: object) -> object:
     raise TypeError(f"{type(value).__name__} is not plain data")
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """The file's digest."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -233,8 +248,8 @@ def load(folder: str | os.PathLike[str]) -> Result:
     """
     source = Path(folder)
     try:
-        stored = _read_json(source / "result.json")
-        tables = {name: _read_table(source / name, digest) for name, digest in stored.tables.items()}
+        stored = read_json(source / "result.json", _StoredResult)
+        tables = {name: read_table(source / name, digest, _TABLES[name]) for name, digest in stored.tables.items()}
     except (OSError, pa.ArrowException) as error:
         raise FileError(f"cannot read results from {source}: {error}") from error
     return Result(
@@ -252,11 +267,12 @@ def load(folder: str | os.PathLike[str]) -> Result:
     )
 
 
-def _read_json(path: Path) -> _StoredResult:
+def read_json(path: Path, kind: type[Stored]) -> Stored:
+    """What stands in `result.json`; raises `FileError` where that is no result of this kind."""
     if path.stat().st_size > MAX_JSON_BYTES:
         raise FileError(f"cannot read {path}: it is larger than {MAX_JSON_BYTES >> 20} MiB")
     try:
-        stored = _StoredResult.model_validate_json(path.read_bytes())
+        stored = kind.model_validate_json(path.read_bytes())
         json.dumps(stored.scenario, allow_nan=False)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
@@ -267,9 +283,9 @@ def _read_json(path: Path) -> _StoredResult:
     return stored
 
 
-def _read_table(path: Path, digest: str) -> Columns:
-    described = _TABLES[path.name]
-    if _sha256(path) != digest:
+def read_table(path: Path, digest: str, described: dict[str, Column]) -> Columns:
+    """The columns of a table that has this digest; raises `FileError` where it is another or not as described."""
+    if sha256(path) != digest:
         raise FileError(f"cannot read {path}: it was changed, cut, or belongs to another result.json")
     with pq.ParquetFile(path) as file:
         size = sum(file.metadata.row_group(index).total_byte_size for index in range(file.metadata.num_row_groups))

@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from moesim.columns import SUMMARY
+from moesim.columns import SUMMARY, Column
 from moesim.errors import shorten
 from moesim.provenance import Quantity
 from moesim.results.result import Result
@@ -110,9 +110,10 @@ def shown_range(quantity: Quantity) -> str:
     return "–".join(numbers) if len(alike) == 1 else " – ".join(texts)
 
 
-def grouped(names: list[str]) -> list[tuple[str, list[str]]]:
-    """The names in reading order, by group; names of no group come last under `OTHER`."""
-    groups = [(group, [name for name in members if name in names]) for group, members in GROUPS.items()]
+def grouped(names: list[str], of: dict[str, tuple[str, ...]] | None = None) -> list[tuple[str, list[str]]]:
+    """The names in reading order, by group (of a training step unless said); names of no group come last under
+    `OTHER`."""
+    groups = [(group, [name for name in members if name in names]) for group, members in (of or GROUPS).items()]
     placed = {name for _, members in groups for name in members}
     rest = [name for name in names if name not in placed]
     return [(group, members) for group, members in [*groups, (OTHER, rest)] if members]
@@ -120,25 +121,38 @@ def grouped(names: list[str]) -> list[tuple[str, list[str]]]:
 
 def summary_rows(result: Result) -> list[Row]:
     """Every metric that the result has, in reading order."""
-    return [_row(group, name, result.summary[name]) for group, names in grouped(list(result.summary)) for name in names]
+    return metric_rows(result.summary, GROUPS, SUMMARY)
 
 
-def _row(group: str, name: str, quantity: Quantity) -> Row:
-    meaning = SUMMARY[name].meaning if name in SUMMARY else ""
+def metric_rows(
+    summary: dict[str, Quantity], groups: dict[str, tuple[str, ...]], columns: dict[str, Column]
+) -> list[Row]:
+    """Every metric in reading order by `groups`, with its meaning from `columns`."""
+    ordered = grouped(list(summary), groups)
+    return [_row(group, name, summary[name], columns) for group, names in ordered for name in names]
+
+
+def _row(group: str, name: str, quantity: Quantity, columns: dict[str, Column]) -> Row:
+    meaning = columns[name].meaning if name in columns else ""
     value, spread = shown(quantity.value, quantity.unit), shown_range(quantity)
     return Row(group, name, metric_label(name), value, spread, quantity.basis, quantity.note, meaning)
 
 
 def summary_table(result: Result) -> Table:
     """The summary by group; the metrics' notes stand below under their numbers. Reads well from 80 columns on."""
-    table = plain_table(f"{shorten(result.name)} ({result.road}d)")
+    return rows_table(f"{shorten(result.name)} ({result.road}d)", summary_rows(result))
+
+
+def rows_table(title: str, rows: list[Row]) -> Table:
+    """The rows by group, their notes below."""
+    table = plain_table(title)
     for heading in ("value", "range"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("basis", no_wrap=True, min_width=len("datasheet"))
     table.add_column("note", justify="right", no_wrap=True)
     notes: list[str] = []
     group = ""
-    for row in summary_rows(result):
+    for row in rows:
         if row.group != group:
             table.add_section()
             table.add_row(Text(row.group, style="bold"))
@@ -155,15 +169,16 @@ def summary_table(result: Result) -> Table:
 
 def breakdown_table(result: Result) -> Table:
     """Where the step goes: parts, the largest first, with their sum."""
-    return _parts_table("Where the step goes (mean over GPUs)", result.parts("step_time"), "time")
+    return parts_table("Where the step goes (mean over GPUs)", result.parts("step_time"), "time")
 
 
 def memory_table(result: Result) -> Table:
     """Memory of the fullest GPU by part, the largest first, with their sum."""
-    return _parts_table("Memory of the fullest GPU", result.parts("memory_per_gpu"), "bytes")
+    return parts_table("Memory of the fullest GPU", result.parts("memory_per_gpu"), "bytes")
 
 
-def _parts_table(title: str, parts: dict[str, Quantity], heading: str) -> Table:
+def parts_table(title: str, parts: dict[str, Quantity], heading: str) -> Table:
+    """Parts, the largest first, with their sum."""
     table = plain_table(title, first="part")
     for column in (heading, "range", "share", "basis"):
         table.add_column(column, justify="left" if column == "basis" else "right", no_wrap=True)

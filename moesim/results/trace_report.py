@@ -12,7 +12,7 @@ import numpy as np
 
 from moesim.errors import FileError
 from moesim.files import target_of
-from moesim.results.report import _BOOT, _CSS, _bundle, _picture, _policy, _table
+from moesim.results.page import html_page, html_picture, html_table
 from moesim.results.trace_charts import TraceCharts
 from moesim.traces.inspection import Inspection
 from moesim.units import show
@@ -32,18 +32,8 @@ def write_report(inspection: Inspection, path: str | os.PathLike[str]) -> None:
 
 def page(inspection: Inspection) -> str:
     """The page as text."""
-    bundle = _bundle()
     title = _title(inspection)
-    return "\n".join(
-        (
-            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{_policy(bundle, _BOOT)}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(title)} · moesim</title>\n<style>{_CSS}</style>\n</head>\n<body>",
-            *_body(inspection, title),
-            f"<script>{bundle}</script>\n<script>{_BOOT}</script>\n</body>\n</html>\n",
-        )
-    )
+    return html_page(title, _body(inspection, title))
 
 
 def _title(inspection: Inspection) -> str:
@@ -56,17 +46,17 @@ def _body(inspection: Inspection, title: str) -> Iterable[str]:
     yield f'<header>\n<p class="road">moesim · recorded router</p>\n<h1>{escape(title)}</h1>'
     yield f'<p class="question">{escape(f"{size}, {meta.experts} experts, {meta.top_k} a token")}</p>\n</header>'
     yield f"<main>\n<h2>Summary</h2>\n{_summary(inspection)}"
-    yield _picture("load", "Load", charts.load(), _layers(inspection))
-    yield _picture("imbalance", "Imbalance", charts.imbalance(), _imbalances(inspection))
-    yield _picture("sources", "Sources of imbalance", charts.sources(), "", len(inspection.sources))
-    yield _picture("drops", "Drops", charts.drops(), _drops(inspection))
-    yield _picture("locality", "Locality", charts.locality(), "")
-    yield _picture("coactivation", "Co-activation", charts.coactivation(), _pairs(inspection))
+    yield html_picture("load", "Load", charts.load(), _layers(inspection))
+    yield html_picture("imbalance", "Imbalance", charts.imbalance(), _imbalances(inspection))
+    yield html_picture("sources", "Sources of imbalance", charts.sources(), "", len(inspection.sources))
+    yield html_picture("drops", "Drops", charts.drops(), _drops(inspection))
+    yield html_picture("locality", "Locality", charts.locality(), "")
+    yield html_picture("coactivation", "Co-activation", charts.coactivation(), _pairs(inspection))
     known = {name: value for name, value in meta.model_dump(mode="json").items() if value not in ("", [""], None)}
     lines = [
         (name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)) for name, value in known.items()
     ]
-    yield f"<h2>Recording</h2>\n{_table(('entry', 'value'), lines, texts=2)}\n</main>"
+    yield f"<h2>Recording</h2>\n{html_table(('entry', 'value'), lines, texts=2)}\n</main>"
 
 
 def _summary(inspection: Inspection) -> str:
@@ -76,7 +66,7 @@ def _summary(inspection: Inspection) -> str:
         for group, what, value, unit in inspection.rows()
         if group not in ("imbalance", "drops")
     )
-    return _table(("group", "measure", "value"), lines, texts=2)
+    return html_table(("group", "measure", "value"), lines, texts=2)
 
 
 def _number(value: float, unit: str) -> str:
@@ -90,7 +80,7 @@ def _layers(inspection: Inspection) -> str:
         (str(layer), *(f"{column[index]:.3g}" for column in columns), show(float(load.idle[index]), "fraction"))
         for index, layer in enumerate(inspection.meta.model_layers)
     )
-    return _table(("layer", "max / mean", "deviation / mean", "rank slope", "entropy", "idle experts"), lines)
+    return html_table(("layer", "max / mean", "deviation / mean", "rank slope", "entropy", "idle experts"), lines)
 
 
 def _imbalances(inspection: Inspection) -> str:
@@ -114,7 +104,7 @@ def _imbalances(inspection: Inspection) -> str:
         "ratio of sums",
         "(max - mean) / mean",
     )
-    return _table(heads, lines, texts=0)
+    return html_table(heads, lines, texts=0)
 
 
 def _drops(inspection: Inspection) -> str:
@@ -124,7 +114,7 @@ def _drops(inspection: Inspection) -> str:
         (f"{factor:g}", *(show(float(share), "fraction") for share in row))
         for factor, row in zip(inspection.drops[0].factors, shares, strict=True)
     )
-    return _table(heads, lines, texts=0)
+    return html_table(heads, lines, texts=0)
 
 
 def _pairs(inspection: Inspection) -> str:
@@ -135,4 +125,4 @@ def _pairs(inspection: Inspection) -> str:
         (str(layer), f"{found.low[index][0]} and {found.high[index][0]}", f"{found.strongest[index][0]:.2f}")
         for index, layer in enumerate(inspection.meta.model_layers)
     )
-    return _table(("layer", "strongest pair", "phi"), lines, texts=2)
+    return html_table(("layer", "strongest pair", "phi"), lines, texts=2)

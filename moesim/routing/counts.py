@@ -1,6 +1,6 @@
 """What routing amounts to for the network and the experts: counts, not tokens.
 
-T tokens of a source rank, E experts, K choices, R ranks, N domains.
+T tokens of a source rank, E experts, K choices, R ranks, N domains, P slots.
 """
 
 from __future__ import annotations
@@ -29,3 +29,11 @@ class RoutingCounts:
     domain_tokens: Counts
     expert_routed: Counts
     expert_kept: Counts
+
+
+@dataclass(frozen=True)
+class PlacedCounts(RoutingCounts):
+    """The same where experts are held in slots: `slot_routed` and `slot_kept` [P], rank 0's slots first."""
+
+    slot_routed: Counts
+    slot_kept: Counts

@@ -10,9 +10,11 @@ from moesim.network.dispatchers import DISPATCHERS
 from moesim.network.links import problems as link_problems
 from moesim.network.seating import kind_of, told
 from moesim.network.topology import group
-from moesim.scenario import overlap_checks, routing_checks, straggler_checks
+from moesim.scenario import overlap_checks, placement_checks, routing_checks, straggler_checks
 from moesim.scenario.degrees import choices, divisors, nearest_multiple, undivided
 from moesim.scenario.scenario import Scenario
+from moesim.scenario.stated import Stated
+from moesim.specs.gpu import GpuSpec
 
 Check = Callable[[Scenario], Iterator[Problem]]
 
@@ -158,16 +160,18 @@ def tensors_split(scenario: Scenario) -> Iterator[Problem]:
 
 def formats_exist_on_the_gpu(scenario: Scenario) -> Iterator[Problem]:
     """The compute format has a rate on this GPU."""
-    gpu, compute = scenario.cluster.gpu, scenario.precision.compute
-    missing = {"fp8": gpu.fp8, "fp8-block": gpu.fp8, "mxfp8": gpu.fp8, "nvfp4": gpu.fp4}.get(compute, gpu.bf16) is None
+    yield from format_exists(scenario.cluster.gpu, scenario.precision.compute, "precision.compute")
+
+
+def format_exists(gpu: GpuSpec, wanted: str, where: str) -> Iterator[Problem]:
+    """The format `wanted` at the key `where` has a rate on `gpu`."""
+    missing = {"fp8": gpu.fp8, "fp8-block": gpu.fp8, "mxfp8": gpu.fp8, "nvfp4": gpu.fp4}.get(wanted, gpu.bf16) is None
     if missing:
         able = [name for name, rate in (("fp8", gpu.fp8), ("nvfp4", gpu.fp4)) if rate]
-        yield Problem(
-            "precision.compute", f"{gpu.name} has no {compute} rate; allowed: {', '.join(['bf16', 'fp16', *able])}"
-        )
+        yield Problem(where, f"{gpu.name} has no {wanted} rate; allowed: {', '.join(['bf16', 'fp16', *able])}")
 
 
-def cluster_is_connected(scenario: Scenario) -> Iterator[Problem]:
+def cluster_is_connected(scenario: Stated) -> Iterator[Problem]:
     """More than one domain needs a NIC; a torus needs links and a shape that holds the GPUs."""
     cluster = scenario.cluster
     fabric = cluster.fabric
@@ -189,7 +193,7 @@ def cluster_is_connected(scenario: Scenario) -> Iterator[Problem]:
         )
 
 
-def links_are_sound(scenario: Scenario) -> Iterator[Problem]:
+def links_are_sound(scenario: Stated) -> Iterator[Problem]:
     """Hand-written and degraded links name what is there, and every GPU can be reached."""
     yield from link_problems(scenario.cluster)
 
@@ -201,7 +205,7 @@ def dispatcher_is_known(scenario: Scenario) -> Iterator[Problem]:
         yield Problem("dispatcher.kind", f"unknown dispatcher {kind!r}{nearest_hint(kind, ['auto', *DISPATCHERS])}")
 
 
-def model_adds_up(scenario: Scenario) -> Iterator[Problem]:
+def model_adds_up(scenario: Stated) -> Iterator[Problem]:
     """Layers, heads and widths of a model agree with each other."""
     model = scenario.model
     found = model.layer_kinds.count("moe")
@@ -266,6 +270,7 @@ CHECKS: tuple[Check, ...] = (
     model_adds_up,
     gpus_fill_the_layout,
     *routing_checks.CHECKS,
+    *placement_checks.CHECKS,
     batch_fills_the_replicas,
     schedule_runs,
     microbatches_suit_the_schedule,

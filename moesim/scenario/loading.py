@@ -1,9 +1,10 @@
-"""From a file or a mapping to a `Scenario`: overrides, names, defaults, then every check; all problems at once."""
+"""From a file or a mapping to a scenario: overrides, names, defaults, then every check; all problems at once."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,51 +17,117 @@ from moesim.catalog.yaml_files import parse_mapping, read_mapping
 from moesim.errors import Problem, ScenarioError, UserError, nearest_hint, shorten
 from moesim.files import plain_name
 from moesim.scenario.checks import problems as cross_field_problems
+from moesim.scenario.planned_from import resolve_plan
 from moesim.scenario.recorded_load import resolve_load
 from moesim.scenario.scenario import Scenario
+from moesim.scenario.serving import ServingScenario
+from moesim.scenario.serving_checks import problems as serving_problems
+from moesim.scenario.serving_trace import resolve_arrivals
 from moesim.specs.explain import explain
+from moesim.specs.serving import KINDS, unknown_kind
 
 Document = dict[str, Any]
+AnyScenario = Scenario | ServingScenario
 
 
-def load(source: str | os.PathLike[str] | Mapping[str, Any], overrides: Iterable[str] = ()) -> Scenario:
+@dataclass(frozen=True)
+class _Noun:
+    """A class of scenarios and its cross-field checks."""
+
+    spec: type[Scenario] | type[ServingScenario]
+    problems: Callable[[Any], list[Problem]]
+
+
+_TRAINING = _Noun(Scenario, cross_field_problems)
+_SERVING = _Noun(ServingScenario, serving_problems)
+
+
+def load(source: str | os.PathLike[str] | Mapping[str, Any], overrides: Iterable[str] = ()) -> AnyScenario:
     """The scenario in a YAML file or a mapping of the same shape, with `overrides` such as "cluster.gpus=512" applied.
 
-    Raises `ScenarioError` with every problem found, `FileError` where the file cannot be read.
+    A `workload.kind` of prefill, decode or serving makes a `ServingScenario`. Raises `ScenarioError` with every problem
+    found, `FileError` where the file cannot be read.
     """
     if isinstance(source, Mapping):
-        return from_document(_plain(source), str(source.get("name", "scenario")), overrides)
+        return _read(_plain(source), str(source.get("name", "scenario")), overrides)
     path = Path(source)
-    return from_document(read_mapping(path), str(path), overrides, name=path.stem)
+    return _read(read_mapping(path), str(path), overrides, name=path.stem)
+
+
+def load_training(source: str | os.PathLike[str] | Mapping[str, Any], overrides: Iterable[str] = ()) -> Scenario:
+    """As `load`, for what knows training alone; a serving scenario is a `UserError`."""
+    return training(load(source, overrides))
+
+
+def load_serving(source: str | os.PathLike[str] | Mapping[str, Any], overrides: Iterable[str] = ()) -> ServingScenario:
+    """As `load`, for what knows serving alone; a training scenario is a `UserError`."""
+    if isinstance(source, Mapping):
+        found = _read(_plain(source), str(source.get("name", "scenario")), overrides, unstated="serving")
+    else:
+        found = _read(read_mapping(Path(source)), str(source), overrides, Path(source).stem, unstated="serving")
+    if isinstance(found, Scenario):
+        raise UserError(f"{found.name}: workload.kind is training; allowed here: prefill, decode, serving")
+    return found
+
+
+def training(scenario: AnyScenario) -> Scenario:
+    """`scenario`, which has to be one of training; raises `UserError` where it is not."""
+    if isinstance(scenario, Scenario):
+        return scenario
+    raise UserError(f"{scenario.name}: workload.kind is {scenario.workload.kind}; allowed here: training")
 
 
 def from_document(
     document: Document, where: str, overrides: Iterable[str] = (), name: str | None = None, folder: Path | None = None
 ) -> Scenario:
-    """The scenario in a mapping; `where` names its origin in messages."""
+    """The training scenario in a mapping; `where` names its origin in messages."""
+    return training(_read(document, where, overrides, name, folder))
+
+
+def _read(
+    document: Document,
+    where: str,
+    overrides: Iterable[str] = (),
+    name: str | None = None,
+    folder: Path | None = None,
+    unstated: str = "training",
+) -> AnyScenario:
+    """The scenario of a mapping; one that does not state its `workload.kind` is `unstated`."""
     found: list[Problem] = []
     for override in overrides:
         try:
             document = override_key(document, override)
         except UserError as error:
             found.append(Problem("--set", str(error)))
-    resolved = _resolve(document, found, folder or Path(where).parent)
+    noun = _noun(document, found, unstated)
+    resolved = _resolve(document, noun is _SERVING, found, folder or Path(where).parent)
     if name and "name" not in resolved:
         resolved["name"] = plain_name(name)
     try:
-        scenario = Scenario.model_validate(resolved)
+        scenario = noun.spec.model_validate(resolved)
     except ValidationError as error:
         told = tuple(problem.where for problem in found)
-        found.extend(problem for problem in explain(error, Scenario) if not _inside(problem.where, told))
-        found.extend(_problems_beside(resolved, error, tuple(problem.where for problem in found)))
+        found.extend(problem for problem in explain(error, noun.spec) if not _inside(problem.where, told))
+        found.extend(_problems_beside(noun, resolved, error, tuple(problem.where for problem in found)))
         raise ScenarioError(found, where) from error
-    found.extend(cross_field_problems(scenario))
+    found.extend(noun.problems(scenario))
     if found:
         raise ScenarioError(found, where)
     return scenario
 
 
-def _problems_beside(resolved: Document, error: ValidationError, told: tuple[str, ...]) -> list[Problem]:
+def _noun(document: Document, found: list[Problem], unstated: str) -> _Noun:
+    """Which class of scenario a document is, by its `workload.kind`; one that is not known is told."""
+    work = document.get("workload")
+    kind = work.get("kind", unstated) if isinstance(work, dict) else unstated
+    if kind not in KINDS:
+        found.append(Problem("workload.kind", unknown_kind(shorten(kind))))
+        serves = isinstance(work, dict) and ("arrivals" in work or "requests" in work)
+        return _SERVING if serves else _TRAINING
+    return _TRAINING if kind == "training" else _SERVING
+
+
+def _problems_beside(noun: _Noun, resolved: Document, error: ValidationError, told: tuple[str, ...]) -> list[Problem]:
     """Cross-field problems of what remains when the fields that are wrong by themselves take their defaults."""
     remains = _plain(resolved)
     for item in error.errors(include_url=False):
@@ -71,10 +138,10 @@ def _problems_beside(resolved: Document, error: ValidationError, told: tuple[str
         if isinstance(node, dict):
             node.pop(item["loc"][-1], None)
     try:
-        scenario = Scenario.model_validate(remains)
+        scenario = noun.spec.model_validate(remains)
     except ValidationError:
         return []
-    return [problem for problem in cross_field_problems(scenario) if not _inside(problem.where, told)]
+    return [problem for problem in noun.problems(scenario) if not _inside(problem.where, told)]
 
 
 def _inside(where: str, told: tuple[str, ...]) -> bool:
@@ -110,7 +177,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _resolve(document: Document, found: list[Problem], folder: Path) -> Document:
+def _resolve(document: Document, serves: bool, found: list[Problem], folder: Path) -> Document:
     """`document` with catalog names replaced by their entries; what cannot be resolved is added to `found`."""
     resolved = dict(document)
     if "model" in resolved:
@@ -122,9 +189,13 @@ def _resolve(document: Document, found: list[Problem], folder: Path) -> Document
         resolved["routing"] = _routing(routing or {}, found, folder)
         _router(resolved, found)
         resolve_load(resolved, found, folder)
+    resolve_plan(resolved, found, folder)
+    if serves:
+        resolve_arrivals(resolved, found, folder)
     for key in ("schedule", "dispatcher"):
         if isinstance(resolved.get(key), str):
-            resolved[key] = {"kind": resolved[key]}
+            phases = ("prefill", "decode") if serves else ("kind",)
+            resolved[key] = dict.fromkeys(phases, resolved[key])
     return resolved
 
 

@@ -8,6 +8,7 @@ from moesim.errors import Problem, UserError, nearest_hint
 from moesim.routing.routers import ROUTERS
 from moesim.routing.routers import router as make_router
 from moesim.scenario.scenario import Scenario
+from moesim.scenario.stated import Stated
 
 Check = Callable[[Scenario], Iterator[Problem]]
 
@@ -22,10 +23,11 @@ def experts_fit_the_ranks(scenario: Scenario) -> Iterator[Problem]:
         return
     stage, split = gpus // layout.pipeline, layout.expert_tensor
     whole = gpus % (layout.pipeline * layout.tensor * layout.context) == 0  # if not, another rule says so
-    dividing = [degree for degree in range(1, model.n_experts + 1) if model.n_experts % degree == 0]
+    held = scenario.expert_slots  # that redundant experts do not divide, another rule says
+    dividing = [degree for degree in range(1, held + 1) if held % degree == 0]
     able = [degree for degree in dividing if whole and stage % (degree * split) == 0]
     nearest = min(able or dividing, key=lambda degree: abs(degree - layout.expert), default=1)
-    if model.n_experts % layout.expert:
+    if held % layout.expert and not scenario.placement.redundant_experts:
         yield Problem(where, f"{model.n_experts} experts do not divide over {layout.expert} ranks; nearest: {nearest}")
     elif whole and stage % (layout.expert * split):
         ranks = layout.expert * split
@@ -38,7 +40,7 @@ def experts_fit_the_ranks(scenario: Scenario) -> Iterator[Problem]:
         )
 
 
-def router_fits_the_experts(scenario: Scenario) -> Iterator[Problem]:
+def router_fits_the_experts(scenario: Stated) -> Iterator[Problem]:
     """top-k <= experts, groups divide the experts, and the allowed groups hold top-k."""
     model, router = scenario.model, scenario.model.router
     if model.moe_layers and not model.n_experts:
@@ -66,7 +68,7 @@ def router_fits_the_experts(scenario: Scenario) -> Iterator[Problem]:
         yield Problem("model.router", str(error))
 
 
-def load_fits_the_experts(scenario: Scenario) -> Iterator[Problem]:
+def load_fits_the_experts(scenario: Stated) -> Iterator[Problem]:
     """Newcomers and pinned experts are some of a layer's, not all."""
     load, experts = scenario.routing.load, scenario.model.n_experts
     if load.newcomers is not None and load.newcomers.experts >= experts:

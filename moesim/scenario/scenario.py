@@ -93,6 +93,11 @@ class Scenario(Spec):
         return layout.expert * self.router.copies(tokens, self.workload.micro_batch)
 
     @cached_property
+    def expert_slots(self) -> int:
+        """Experts of a layer that an expert-parallel group holds, redundant ones included."""
+        return self.model.n_experts + self.placement.redundant_experts
+
+    @cached_property
     def tokens_stood_for(self) -> int:
         """Tokens that each drawn token stands for."""
         tokens, drawn = self.tokens_per_rank * self.parallelism.expert_tensor, self.simulation.sampled_tokens

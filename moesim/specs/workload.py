@@ -12,6 +12,8 @@ from moesim.units import BytesPerSecond, DollarsPerHour, DollarsPerKilowattHour,
 Count = Annotated[int, Field(ge=1, le=1 << 32, strict=True)]
 ComputeFormat = Literal["bf16", "fp16", "fp8", "fp8-block", "mxfp8", "nvfp4"]
 WireFormat = Literal["fp32", "bf16", "fp8", "fp8-block", "mxfp8", "nvfp4"]
+PlacementStrategy = Literal["contiguous", "round-robin", "groups", "greedy", "co-activation", "global", "hierarchical"]
+ReplicaChoice = Literal["uniform", "nearest", "load-proportional"]
 RecomputeModule = Literal["layernorm", "moe_act", "mla_up_proj", "mlp", "core_attn", "moe", "shared_experts"]
 
 
@@ -57,12 +59,39 @@ class OffloadSpec(Spec):
 
 
 class PlacementSpec(Spec):
-    """Which rank holds which expert."""
+    """Which rank holds which expert, and which of its replicas a copy of a token goes to.
 
-    strategy: Literal["contiguous"] = "contiguous"
+    `strategy`: experts in order, dealt out, by the router's `groups` within domains, packed by load (`greedy`), by what
+    tokens choose together (`co-activation`), or with busy ones replicated wherever that balances best (`global`) or
+    within the domain of their group (`hierarchical`). `redundant_experts`: slots a layer of the expert-parallel group
+    beyond one an expert. `replica_choice`: all replicas alike, the one nearest to the token's rank, or in proportion to
+    what evens out the ranks. `planned_from`: the recording, counts or load profile whose loads decide; the loads that
+    the scenario's own routing is expected to have unless stated. `digest`: its file's content, filled in at loading.
+    """
+
+    strategy: PlacementStrategy = "contiguous"
     offload: OffloadSpec | None = None
-    redundant_experts: Literal[0] = 0
+    redundant_experts: Annotated[int, Field(strict=True, ge=0, le=1 << 16)] = 0
+    replica_choice: ReplicaChoice = "uniform"
+    planned_from: str | None = Field(default=None, min_length=1, max_length=4096)
+    digest: str | None = Field(default=None, max_length=64)
     rebalance_every: None = None
+
+    @model_validator(mode="after")
+    def _replicas_have_a_strategy(self) -> PlacementSpec:
+        if self.redundant_experts and self.strategy in ("groups", "greedy", "co-activation"):
+            raise ValueError(
+                f"strategy {self.strategy} replicates nothing; redundant_experts go with global, hierarchical,"
+                " contiguous or round-robin"
+            )
+        if self.digest is not None and self.planned_from is None:
+            raise ValueError("digest without planned_from")
+        return self
+
+    @property
+    def in_order(self) -> bool:
+        """Whether rank 0 holds the first experts, rank 1 the next, each once."""
+        return self.strategy == "contiguous" and not self.redundant_experts
 
 
 class DispatcherSpec(Spec):

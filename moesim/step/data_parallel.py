@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moesim.costs.compute import coefficients
 from moesim.costs.tensor_split import attention_products, key_value_copies
@@ -18,10 +18,12 @@ from moesim.step.stack import time_factor
 
 @dataclass(frozen=True)
 class Held:
-    """Parameters on one GPU: replicated over data x context (dense) or over the expert-data group (expert)."""
+    """Parameters on one GPU: replicated over data x context (dense) or over the expert-data group (expert), of which
+    `redundant` are those of an even share of copies of experts that the expert-parallel group holds already."""
 
     dense: float
     expert: float
+    redundant: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,14 @@ def held_parameters(scenario: Scenario, chunks: tuple[Chunk, ...], device: int) 
         dense += (len(kinds) - moe) * parameters.dense_ffn_parameters(model)
         dense += moe * (parameters.shared_expert_parameters(model) + model.d_model * model.n_experts)
         dense += moe * model.dense_beside_experts * parameters.dense_ffn_parameters(model)
-        expert += moe * model.n_experts * parameters.expert_parameters(model)
+        expert += moe * scenario.expert_slots * parameters.expert_parameters(model)
         dense += chunk.mtp_layers * 2 * model.d_model**2
         tables += [chunk.embedding, chunk.head]
     shared_table = model.tied_embeddings and all(any(tables[end::2]) for end in (0, 1))
     dense += model.d_model * model.vocab * (sum(tables) - shared_table)
-    return Held(dense / layout.tensor, expert / (layout.expert * layout.expert_tensor) if expert else 0.0)
+    held = expert / (layout.expert * layout.expert_tensor) if expert else 0.0
+    redundant = scenario.placement.redundant_experts / max(1, scenario.expert_slots)
+    return Held(dense / layout.tensor, held, held * redundant)
 
 
 def gradient_networks(scenario: Scenario) -> tuple[GroupNetwork, GroupNetwork]:
@@ -96,8 +100,17 @@ def data_parallel(
 
     Law: ring reduce-scatter of gradients, ring all-gather of bf16 parameters, at the efficiency of full sharding's
     smaller messages where parameters are sharded too. A shard of gradients has no room to add up a rank's own
-    microbatches in: sharded gradients are reduced after each of them.
+    microbatches in: sharded gradients are reduced after each of them. What experts' replicas have summed comes last.
     """
+    found = _once_a_step(scenario, held, chunks, networks)
+    copies = replica_reduction(scenario, held.redundant)
+    return replace(found, reduce=found.reduce + copies) if copies else found
+
+
+def _once_a_step(
+    scenario: Scenario, held: Held, chunks: int, networks: tuple[GroupNetwork, GroupNetwork]
+) -> DataParallel:
+    """The same without the replicas of experts within an expert-parallel group."""
     sharding, ranks = scenario.parallelism.data_sharding, replicas(scenario)
     gradient = 4.0 if scenario.precision.gradients == "fp32" else 2.0
     measured = scenario.cluster.calibration
@@ -130,6 +143,25 @@ def data_parallel(
     if sharding == "none":
         return DataParallel(reduced(gradient) + gathered(gradient), 0.0, seconds, share, (0.0, 0.0), wire, leaves)
     return DataParallel(reduced(gradient), gathered(2.0), seconds, share, (0.0, 0.0), wire, leaves)
+
+
+def replica_reduction(scenario: Scenario, redundant: float) -> float:
+    """Seconds in which the gradients of an expert's replicas within an expert-parallel group are summed, once a step.
+
+    `redundant`: parameters of copies that a GPU holds. An all-reduce over the m replicas of an expert sends 2 (m - 1)
+    times its gradients, those of all experts together twice the copies': that much a rank on average, by rings, in
+    the shards that the expert-data group's own reduction leaves. Systems that replicate experts in training sum their
+    gradients so (FlexMoE, arXiv:2304.03946: a replica keeps all states of its expert).
+    """
+    ranks = scenario.parallelism.expert
+    if not redundant or ranks == 1:
+        return 0.0
+    net = group(scenario.cluster, ranks, stride=scenario.parallelism.expert_tensor)
+    gradient = 4.0 if scenario.precision.gradients == "fp32" else 2.0
+    # A ring over all ranks would pass on 1 - 1/R of a buffer.
+    buffer = redundant * gradient / replicas(scenario).expert / (1 - 1 / ranks)
+    factor = time_factor(scenario.stack, scenario.model.kernels, scenario.cluster.calibration)
+    return factor * (reduce_scatter(net, buffer) + all_gather(net, buffer / ranks))
 
 
 def exposed_by_chunk(duration: float, microbatch: float, chunks: int, apart: int, share: float) -> float:

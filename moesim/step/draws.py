@@ -13,25 +13,21 @@ from numpy.typing import NDArray
 
 from moesim.catalog import recorded
 from moesim.errors import UserError
-from moesim.placement import expert_rank
 from moesim.randomness import Streams
 from moesim.routing import moments
 from moesim.routing.balancing import history
 from moesim.routing.drawn import Draws
 from moesim.routing.loads import layer_weights
 from moesim.routing.moments import Moments
-from moesim.routing.overflow import Gating
 from moesim.routing.profile import RoutingProfile
 from moesim.routing.profile_draws import CountSampler, ProfileDraws
 from moesim.routing.race_draws import RaceDraws, race_law
-from moesim.routing.routers.base import Router
 from moesim.routing.routers.base_layers import Base
 from moesim.routing.routers.gshard import GShardTop2
 from moesim.routing.routers.hash_layer import Hash
 from moesim.routing.routers.successive import tempered
-from moesim.routing.routers.top_k import SigmoidTopK, TopKRouter
+from moesim.routing.routers.top_k import TopKRouter
 from moesim.routing.rule_draws import EvenDraws, RuleDraws
-from moesim.routing.sampler import RoutingSampler
 from moesim.routing.shared_draws import SlicedDraws, ThinnedDraws
 from moesim.scenario.scenario import Scenario
 from moesim.specs.routing import LoadProfile
@@ -42,30 +38,6 @@ from moesim.traces.trace import RouterTrace
 
 RACES = (TopKRouter, GShardTop2, Hash)
 """Rules that are a filter over the order in which experts arrive in a race; the others choose from logits."""
-
-
-def routing_sampler(model: StepModel) -> RoutingSampler:
-    """The token-level sampler of the scenario's router, load and capacity."""
-    scenario, layout, capacity = model.scenario, model.scenario.parallelism, model.scenario.routing.capacity
-    return RoutingSampler(
-        draws(model),
-        top_k=scenario.model.top_k,
-        tokens_per_rank=_tokens(model),
-        ranks=layout.expert,
-        ranks_per_domain=model.mover.network.ranks_per_domain,
-        capacity=None if capacity == "dropless" else capacity,
-        placement=expert_rank(scenario.model.n_experts, layout.expert, scenario.placement.strategy),
-        streams=Streams(scenario.routing.seed),
-        gating=_gating(scenario.router),
-    )
-
-
-def _gating(rule: Router) -> Gating:
-    """What a router's gates are, as the priority of capacity sees them."""
-    if isinstance(rule, SigmoidTopK):
-        return "sigmoid"
-    renormalized = rule.renormalizes if isinstance(rule, TopKRouter) else rule.spec.renormalize
-    return "renormalized" if renormalized else "softmax"
 
 
 class Shares(NamedTuple):
@@ -86,7 +58,7 @@ def shares(model: StepModel) -> Shares:
     share = max(1, parts // gathered)
     sequences = scenario.workload.micro_batch * max(1, gathered // parts)
     tokens = scenario.tokens_per_rank * gathered * share
-    return Shares(share, -(-layout.expert // share), sequences, tokens, _tokens(model) * share)
+    return Shares(share, -(-layout.expert // share), sequences, tokens, drawn_tokens(model) * share)
 
 
 def draws(model: StepModel) -> Draws:
@@ -94,7 +66,7 @@ def draws(model: StepModel) -> Draws:
     scenario, streams = model.scenario, Streams(model.scenario.routing.seed)
     rule, shared = scenario.router, shares(model)
     if isinstance(rule, Base) and rule.balanced:
-        return EvenDraws(rule.experts, tokens_per_rank=_tokens(model), streams=streams)
+        return EvenDraws(rule.experts, tokens_per_rank=drawn_tokens(model), streams=streams)
     law = _law(model, shared, streams)
     if shared.share > 1:
         law = SlicedDraws(law, share=shared.share, sequences=shared.sequences)
@@ -245,6 +217,7 @@ def profile(name: str) -> RoutingProfile:
     return RoutingProfile.load(recorded.find("fitted", name))
 
 
-def _tokens(model: StepModel) -> int:
+def drawn_tokens(model: StepModel) -> int:
+    """Tokens of a rank and microbatch that are drawn."""
     scenario = model.scenario
     return scenario.tokens_per_rank * scenario.parallelism.expert_tensor // scenario.tokens_stood_for

@@ -62,8 +62,8 @@ def _rows(model: StepModel, routed: RoutedWork | None) -> _Rows:
     if not scenario.model.is_moe:
         return _Rows(np.zeros((1, 1)), np.zeros(1), 0.0)
     if routed is None:
-        experts = scenario.model.n_experts
-        kept = np.minimum(np.full(experts, scenario.copies_per_group / experts), model.capacity_rows)
+        slots = scenario.expert_slots
+        kept = np.minimum(np.full(slots, scenario.copies_per_group / slots), model.capacity_rows)
         even = float(model.computed_rows(kept).sum()) / scenario.parallelism.expert / scenario.tokens_per_rank
         return _Rows(np.full((layers, 1), even), np.full(layers, even), even / scenario.parallelism.expert_tensor)
     rows = routed.rows / scenario.tokens_per_rank
@@ -122,7 +122,7 @@ class _Step:
             dispatch=mover.payload.dispatch,
             combine=mover.payload.combine,
             hidden=scenario.model.d_model,
-            experts=scenario.model.n_experts,
+            experts=scenario.expert_slots,
             ranks=scenario.parallelism.expert,
             domain=mover.network.ranks_per_domain,
             multiprocessors=mover.busy_multiprocessors,
@@ -159,9 +159,14 @@ class _Device:
         return {name: size for name, size in {**states, **passing, **always}.items() if size}
 
     def _shares(self) -> tuple[tuple[str, float, Shards], ...]:
-        """(prefix, parameters, sharding) of the dense part and of the experts."""
-        found = (("", self.held.dense), ("expert ", self.held.expert))
-        return tuple((prefix, count, self.step.shards[prefix]) for prefix, count in found if count)
+        """(prefix, parameters, sharding) of the dense part and of the experts, redundant ones apart."""
+        held, shards = self.held, self.step.shards
+        found = (
+            ("", held.dense, shards[""]),
+            ("expert ", held.expert - held.redundant, shards["expert "]),
+            ("redundant expert ", held.redundant, shards["expert "]),
+        )
+        return tuple(part for part in found if part[1])
 
     def _states(self) -> tuple[dict[str, float], float]:
         """Weights, gradients and optimizer states, and what the update allocates beside them."""
@@ -214,9 +219,10 @@ class _Device:
 
     def _communication(self) -> float:
         """Channels that are always there, and what full or gradient sharding gathers and reduces."""
-        dense, expert = self.step.gathered
-        rooms = [(count, expert if prefix else dense, shards) for prefix, count, shards in self._shares()]
-        return float(self.step.channels + sum(law.gathered_bytes(*room, self.scenario.precision) for room in rooms))
+        (dense, expert), held, shards = self.step.gathered, self.held, self.step.shards
+        rooms = [(held.dense, dense, shards[""]), (held.expert, expert, shards["expert "])]
+        each = (law.gathered_bytes(*room, self.scenario.precision) for room in rooms if room[0])
+        return float(self.step.channels + sum(each))
 
 
 def split_of(scenario: Scenario) -> Split:
@@ -233,7 +239,7 @@ def gathered_at_once(scenario: Scenario) -> tuple[float, float]:
     attention = model.attention_blocks * attention_products(model, split_of(scenario).keys, 1)
     dense = parameters.dense_ffn_parameters(model) if "dense" in kinds or model.dense_beside_experts else 0.0
     shared = parameters.shared_expert_parameters(model) if "moe" in kinds else 0.0
-    experts = model.n_experts * parameters.expert_parameters(model) if "moe" in kinds else 0.0
+    experts = scenario.expert_slots * parameters.expert_parameters(model) if "moe" in kinds else 0.0
     layer, table = attention + dense + shared, float(model.d_model * model.vocab)
     return max(ahead * layer, table) / layout.tensor, ahead * experts / (layout.expert * layout.expert_tensor)
 

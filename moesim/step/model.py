@@ -255,14 +255,14 @@ class StepModel:
 
     @cached_property
     def capacity_rows(self) -> float:
-        """Rows that one expert accepts from the whole group in one microbatch."""
+        """Rows that one expert, or each slot of a replicated one, accepts from the whole group in one microbatch."""
         rule, scenario = self.capacity_rule, self.scenario
         if rule is None:
             return float("inf")
         layout, spec = scenario.parallelism, scenario.model
         if rule.per_rank:
             tokens = scenario.tokens_per_rank * layout.expert_tensor * layout.expert
-            return rule.factor * tokens * spec.top_k / spec.n_experts
+            return rule.factor * tokens * spec.top_k / scenario.expert_slots
         tokens = scenario.tokens_per_rank * layout.expert_tensor
         if rule.scope == "source-rank":
             return float(rule.capacity(tokens, spec.n_experts, spec.top_k) * layout.expert)
@@ -275,7 +275,7 @@ class StepModel:
         return spec != "dropless" and spec.pad
 
     def computed_rows(self, kept: NDArray[Any]) -> Floats:
-        """Rows [..., E] that experts compute: those kept, or the whole capacity where it is padded."""
+        """Rows [..., E or slots] that are computed: those kept, or the whole capacity where it is padded."""
         if self.padded:
             return np.full(kept.shape, self.capacity_rows)
         return kept.astype(np.float64)

@@ -106,7 +106,7 @@ def mover(scenario: Scenario, model_of_network: str) -> Mover:
     """
     layout, model, precision = scenario.parallelism, scenario.model, scenario.precision
     network = group(scenario.cluster, layout.expert, stride=layout.expert_tensor)
-    copy = payload(precision.dispatch, precision.combine, model.d_model, max(1, model.top_k), model.n_experts)
+    copy = payload(precision.dispatch, precision.combine, model.d_model, max(1, model.top_k), scenario.expert_slots)
     demand = even_demand(scenario, network)
     wanted, multiprocessors = scenario.dispatcher.kind, scenario.dispatcher.multiprocessors
     if wanted == "auto":

@@ -48,11 +48,12 @@ def beside(model: StepModel, seconds: Seconds, fetched: Floats) -> Seconds:
     return np.maximum(forward, wait), np.maximum(backward, wait), np.maximum(weight, gradient * wait)
 
 
-def held_on_average(model: StepModel, chance: Floats) -> float | None:
-    """Share of a token's experts that GPU memory holds, tokens coming one by one, from chances [L, E]."""
+def held_on_average(model: StepModel, chances: Callable[[], Floats]) -> float | None:
+    """Share of a token's experts that GPU memory holds, tokens coming one by one, from the `chances` [L, E]."""
     offload = model.scenario.placement.offload
     if offload is None:
         return None
+    chance = chances()
     hits = expected_hits(np.minimum(chance, 1.0), _resident(model), offload.keep)
     return float((chance * hits).sum() / chance.sum())
 

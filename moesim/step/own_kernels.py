@@ -87,7 +87,7 @@ def _passes(scenario: Scenario) -> Timed:
 
 def _experts(scenario: Scenario) -> Timed:
     model, layout = scenario.model, scenario.parallelism
-    local = max(1, model.n_experts // layout.expert)
+    local = max(1, scenario.expert_slots // layout.expert)
     rows = np.full(local, max(1.0, scenario.copies_per_group / layout.expert / local))
     width = max(1, (model.d_ff_expert or 1) // layout.expert_tensor)
     presented = min(float(rows.sum()), float(scenario.tokens_per_rank * layout.expert))

@@ -275,7 +275,7 @@ class Prices:
     @cached_property
     def _even_rows(self) -> Floats:
         """Rows of each local expert at even load."""
-        local_experts = self.model.n_experts // self.scenario.parallelism.expert
+        local_experts = self.scenario.expert_slots // self.scenario.parallelism.expert
         copies = self.scenario.copies_per_group / self.scenario.parallelism.expert
         return np.full(local_experts, copies / local_experts)
 

@@ -18,13 +18,22 @@ from numpy.typing import NDArray
 from moesim.errors import InternalError
 from moesim.network.demand import Demand
 from moesim.network.dispatchers import ExchangeTimes, PortTimes
-from moesim.routing.counts import RoutingCounts
+from moesim.routing.counts import PlacedCounts, RoutingCounts
 from moesim.step.model import StepModel
 from moesim.step.offload import beside, fetched_in_turn, fetched_on_average
 
 Floats = NDArray[np.float64]
 Draw = Callable[[int, int], RoutingCounts]
+_BY_SLOT = ("slot_routed", "slot_kept")
 PORT_ARRAYS = tuple(field.name for field in fields(PortTimes) if field.name != "latency")
+
+
+@dataclass(frozen=True)
+class SlotCounts:
+    """Copies `routed` to and `kept` by the slots of all ranks [L, S, P], rank 0's first."""
+
+    routed: NDArray[Any]
+    kept: NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,7 @@ class RoutedWork:
 
     `needed`: bytes [L, S] that a dispatch must bring to other ranks, one copy a (token, rank); `layers_alike`: all
     layers and samples are the same; `held`: share of a token's experts found in GPU memory, tokens coming one by one,
-    where experts are off-loaded.
+    where experts are off-loaded; `slots`: where experts do not stand in order, each once.
     """
 
     dispatch: PortTimes
@@ -48,6 +57,7 @@ class RoutedWork:
     needed: Floats
     layers_alike: bool = False
     held: float | None = None
+    slots: SlotCounts | None = None
 
     def seconds(self, place: tuple[int, int] | slice, phase: str, deferred: bool) -> Floats:
         """Seconds of a MoE layer's experts (and sample); a backward holds its weight gradients unless `deferred`."""
@@ -97,6 +107,7 @@ class _Layer:
     rows: Floats
     routed: NDArray[Any]
     kept: NDArray[Any]
+    slots: tuple[NDArray[Any], NDArray[Any]] | None
     traffic: Floats
     needed: Floats
 
@@ -106,14 +117,25 @@ def _price_layer(model: StepModel, counts: list[RoutingCounts]) -> _Layer:
     demand = _demand(model, counts)
     each = model.scenario.tokens_stood_for
     kept = each * np.stack([count.expert_kept for count in counts])
-    rows = model.computed_rows(kept).reshape(len(counts), model.scenario.parallelism.expert, -1)
+    slots = _slot_counts(counts, each)
+    by_slot = kept if slots is None else slots[1]
+    rows = model.computed_rows(by_slot).reshape(len(counts), model.scenario.parallelism.expert, -1)
     _require_all_copies(model, counts)
     share = each / model.scenario.parallelism.expert_tensor * model.mover.payload.dispatch
     bytes_between = share * np.stack([count.rank_tokens for count in counts]) * (1.0 - np.eye(demand.ranks))
     routed = each * np.stack([count.expert_routed for count in counts])
     seconds = beside(model, model.prices.experts(rows), fetched_in_turn(model, rows))
     times, traffic = model.mover.times(demand), bytes_between.mean(axis=0)
-    return _Layer(times, seconds, rows.sum(axis=-1), routed, kept, traffic, bytes_between.sum(axis=(-2, -1)))
+    return _Layer(times, seconds, rows.sum(axis=-1), routed, kept, slots, traffic, bytes_between.sum(axis=(-2, -1)))
+
+
+def _slot_counts(counts: list[RoutingCounts], each: int) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    """Copies routed to and kept by each slot [S, P]; None where experts stand in order."""
+    placed = [count for count in counts if isinstance(count, PlacedCounts)]
+    if not placed:
+        return None
+    routed, kept = (each * np.stack([getattr(count, name) for count in placed]) for name in _BY_SLOT)
+    return routed, kept
 
 
 def _require_all_copies(model: StepModel, counts: list[RoutingCounts]) -> None:
@@ -129,12 +151,14 @@ def even_work(model: StepModel) -> RoutedWork | None:
     scenario, spec = model.scenario, model.scenario.model
     if not spec.is_moe:
         return None
-    layers, ranks = len(model.moe_index), scenario.parallelism.expert
-    routed = np.full(spec.n_experts, scenario.copies_per_group / spec.n_experts)
-    kept = np.minimum(routed, model.capacity_rows)
-    rows = model.computed_rows(kept).reshape(ranks, -1)
+    layers, ranks, copies = len(model.moe_index), scenario.parallelism.expert, scenario.copies_per_group
+    even_slots = np.full(scenario.expert_slots, copies / scenario.expert_slots)
+    by_slot = np.minimum(even_slots, model.capacity_rows)
+    rows = model.computed_rows(by_slot).reshape(ranks, -1)
     demand = padded_demand(model, 1)
-    share = float(kept.sum() / routed.sum())
+    share = float(by_slot.sum() / even_slots.sum())
+    routed = np.full(spec.n_experts, copies / spec.n_experts)
+    kept = routed * share if scenario.placement.redundant_experts else by_slot
     if demand is None and share < 1.0:
         even = model.mover.even_demand
         places = (even.copies * share, even.rank_tokens * share, even.domain_tokens * share)
@@ -164,7 +188,7 @@ def padded_demand(model: StepModel, batch: int) -> Demand | None:
     if not model.padded:
         return None
     ranks = scenario.parallelism.expert
-    buffer = model.capacity_rows * scenario.model.n_experts / ranks**2 / scenario.parallelism.expert_tensor
+    buffer = model.capacity_rows * scenario.expert_slots / ranks**2 / scenario.parallelism.expert_tensor
     square = np.full((batch, ranks, ranks), buffer)
     sizes = np.diff(np.append(np.arange(0, ranks, network.ranks_per_domain), ranks))
     domains = np.broadcast_to(buffer * sizes, (batch, ranks, len(sizes)))
@@ -211,7 +235,16 @@ def _stack(found: list[_Layer]) -> RoutedWork:
         expert_kept=np.stack([layer.kept for layer in found]).astype(np.int64),
         traffic=np.mean([layer.traffic for layer in found], axis=0),
         needed=np.stack([layer.needed for layer in found]),
+        slots=_stack_slots(found),
     )
+
+
+def _stack_slots(found: list[_Layer]) -> SlotCounts | None:
+    slots = [layer.slots for layer in found if layer.slots is not None]
+    if not slots:
+        return None
+    routed, kept = (np.stack(side).astype(np.int64) for side in zip(*slots, strict=True))
+    return SlotCounts(routed, kept)
 
 
 def _cores() -> int:

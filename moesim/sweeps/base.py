@@ -15,12 +15,15 @@ from typing import Any
 from moesim import catalog
 from moesim.catalog.yaml_files import read_mapping
 from moesim.errors import MoesimError, Problem, ScenarioError
-from moesim.scenario.loading import from_document
+from moesim.scenario import loading
+from moesim.scenario.loading import AnyScenario
 from moesim.scenario.scenario import Scenario
+from moesim.scenario.serving import ServingScenario
 from moesim.specs.sweep import SEED_FIELDS
+from moesim.sweeps.nouns import Noun, noun_of, require
 
 Document = dict[str, Any]
-Source = str | os.PathLike[str] | Mapping[str, Any] | Scenario
+Source = str | os.PathLike[str] | Mapping[str, Any] | AnyScenario
 
 _NAMED = (
     ("model", "models"),
@@ -39,18 +42,24 @@ _LOOKED_UP = (
     "routing.router",
     "stack",
 )
+MOST_TRIED = 128
+"""Values that are tried before a sweep begins; each takes a reading of the scenario, some 10 ms."""
 # How a problem that no other field can mend begins or reads.
 _UNMENDABLE = ("unknown ", "expected ")
 
 
 @dataclass(frozen=True)
 class Base:
-    """The document of a scenario, where it came from, and the folder from which its paths are read."""
+    """The document of a scenario, where it came from, and the folder from which its paths are read.
+
+    `noun`: what all its points are of; None where each may be of either.
+    """
 
     document: Document
     where: str
     name: str | None
     folder: Path
+    noun: Noun | None = None
 
     def prepared(self, fields: Iterable[str]) -> Base:
         """The same with every name looked up once for all points, where no field that varies has to do with names."""
@@ -67,21 +76,34 @@ class Base:
         found = _get(self.document, SEED_FIELDS[0])
         return found if isinstance(found, int) else 0
 
-    def at(self, values: Mapping[str, Any], seed: int | None = None) -> Scenario:
+    def held_to_noun(self, values: Mapping[str, Any]) -> Base:
+        """The same for points that are all of what the one with these values is of."""
+        return replace(self, noun=noun_of(self._document(values)))
+
+    def at(self, values: Mapping[str, Any], seed: int | None = None) -> AnyScenario:
         """The scenario with the values set, as `--set` sets them. Raises `ScenarioError` with all its problems."""
-        document = self.document
-        for field, value in sorted(values.items(), key=lambda item: item[0].count(".")):
-            document = with_value(document, field, value)
+        document = self._document(values)
         if seed is not None:
             for field in SEED_FIELDS:
                 document = with_value(document, field, seed)
-        return from_document(document, self.where, name=self.name, folder=self.folder)
+        found = _read(document, self.where, self.name, self.folder)
+        return found if self.noun is None else require(found, self.noun, self.where)
+
+    def _document(self, values: Mapping[str, Any]) -> Document:
+        document = self.document
+        for field, value in sorted(values.items(), key=lambda item: item[0].count(".")):
+            document = with_value(document, field, value)
+        return document
+
+
+def _read(document: Document, where: str, name: str | None = None, folder: Path | None = None) -> AnyScenario:
+    return loading._read(document, where, name=name, folder=folder)
 
 
 def base_of(source: Source, file: Path | None = None) -> Base:
     """The base that a scenario, a mapping, or a path stands for; `file` is the sweep file that names it."""
     folder = file.parent if file else Path()
-    if isinstance(source, Scenario):
+    if isinstance(source, Scenario | ServingScenario):
         return Base(_shortest(source), source.name, source.name, folder)
     if isinstance(source, Mapping):
         return Base(dict(source), str(file or "scenario"), file.stem if file else None, folder)
@@ -108,18 +130,41 @@ def _touches(where: str, field: str) -> bool:
     return f"{where}.".startswith(f"{field}.") or f"{field}.".startswith(f"{where}.")
 
 
-def mistakes(base: Base, points: Iterable[Mapping[str, Any]]) -> list[Problem]:
-    """What no point of a sweep can mend: unknown keys and names, and values of the wrong kind.
+def mistakes(base: Base, points: Iterable[Mapping[str, Any]]) -> tuple[list[Problem], list[str]]:
+    """What no point of a sweep can mend, unknown keys and names and values of the wrong kind; and what was not tried.
 
-    Every field's values are tried by themselves (of numbers the least and the largest), and the first point as a whole.
-    A value that only breaks a rule between fields is no mistake: its points are rows that say so.
+    Every field's values are tried by themselves (of numbers the least and the largest), `MOST_TRIED` in all, and the
+    first point as a whole. A value that only breaks a rule between fields is no mistake: its points are rows that say
+    so.
     """
     points = list(points)
     found = _complaints(base, points[0]) if points else []
-    for field, values in _distinct(points).items():
-        for value in values:
+    values = _distinct(points)
+    left: list[str] = []
+    share = max(1, MOST_TRIED // max(1, len(values)))
+    for place, (field, several) in enumerate(values.items()):
+        tried = _evenly(several, share if place < MOST_TRIED else 0)
+        for value in tried:
             found += [problem for problem in _complaints(base, {field: value}) if _touches(problem.where, field)]
-    return list(dict.fromkeys(found))
+        if len(tried) < len(several):
+            left.append(f"{len(tried):,} of the {len(several):,} values of {field}")
+    return list(dict.fromkeys(found)), _untried(left)
+
+
+def _evenly(values: list[Any], most: int) -> list[Any]:
+    """At most that many of the values, the first and the last among them, the others evenly between."""
+    if len(values) <= most:
+        return values
+    last = len(values) - 1
+    return [values[last * place // max(1, most - 1)] for place in range(most)]
+
+
+def _untried(left: list[str]) -> list[str]:
+    if not left:
+        return []
+    more = f", and as few of {len(left) - 3} other fields" if len(left) > 3 else ""
+    told = f"before the start {', '.join(left[:3])}{more} were tried"
+    return [f"{told}; a mistake in another one is a row with its reason, not a refusal"]
 
 
 def _complaints(base: Base, values: Mapping[str, Any]) -> list[Problem]:
@@ -153,7 +198,7 @@ def _distinct(points: list[Mapping[str, Any]]) -> dict[str, list[Any]]:
     }
 
 
-def _shortest(scenario: Scenario) -> Document:
+def _shortest(scenario: AnyScenario) -> Document:
     """The scenario's document with names for catalog entries, and without what follows from them."""
     document = scenario.document()
     for field, kind in _NAMED:
@@ -166,9 +211,9 @@ def _shortest(scenario: Scenario) -> Document:
     return document
 
 
-def _if_same(shorter: Document, document: Document, scenario: Scenario) -> Document:
+def _if_same(shorter: Document, document: Document, scenario: AnyScenario) -> Document:
     try:
-        same = from_document(shorter, scenario.name).key == scenario.key
+        same = _read(shorter, scenario.name).key == scenario.key
     except MoesimError:
         same = False
     return shorter if same else document

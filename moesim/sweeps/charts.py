@@ -13,10 +13,11 @@ import altair as alt
 import pandas as pd
 from altair.typing import ChartType
 
-from moesim.columns import SUMMARY
 from moesim.results import chart_style as style
 from moesim.results.chart_style import FONT, WIDTH
 from moesim.results.table import metric_label
+from moesim.sweeps.fields import unit_of, value_shown
+from moesim.sweeps.nouns import UNITS_OF
 from moesim.sweeps.result import Sweep
 from moesim.units import show
 
@@ -63,7 +64,7 @@ def lines(sweep: Sweep, metric: str, x: str, colour: str | None = None) -> Chart
         value=known["value"] / factor,
         low=known["low"] / factor,
         high=known["high"] / factor,
-        line=[_text(value) for value in (known[colour] if colour else known["value"].map(lambda _: metric))],
+        line=[_text(value, colour) for value in (known[colour] if colour else known["value"].map(lambda _: metric))],
         reads=[_reads(line, metric) for line in known.to_dict("records")],
         points=known["points"],
     )
@@ -95,10 +96,10 @@ def heat_map(sweep: Sweep, metric: str, x: str, y: str) -> ChartType:
     if known.empty:
         return _absent(title, str(data["reason"].iloc[0]) or "no point has this metric")
     factor, symbol = _unit(known["value"], metric)
-    orders = {field: [_text(value) for value in _ordered(data[field])] for field in (x, y)}
+    orders = {field: [_text(value, field) for value in _ordered(data[field])] for field in (x, y)}
     shown = style.rows(
-        x=[_text(value) for value in data[x]],
-        y=[_text(value) for value in data[y]],
+        x=[_text(value, x) for value in data[x]],
+        y=[_text(value, y) for value in data[y]],
         reads=[_reads(line, metric) for line in data.to_dict("records")],
     )
     for row, value in zip(shown["values"], data["value"], strict=True):
@@ -133,7 +134,7 @@ def _hue(values: pd.Series[Any] | None, field: str | None) -> Any:
     """The colour of lines: from dark to light for numbers, apart from each other for names."""
     if values is None:
         return alt.value("#0072B2")
-    names = [_text(value) for value in _ordered(values)]
+    names = [_text(value, field) for value in _ordered(values)]
     legend = style.legend(_short(field), orient="top", columns=4)
     if _nominal(values):
         return alt.Color("line:N", scale=style.palette(names), sort=names, legend=legend)
@@ -144,13 +145,14 @@ def _hue(values: pd.Series[Any] | None, field: str | None) -> Any:
 def _place(values: pd.Series[Any], field: str) -> alt.X:
     """The horizontal axis: even steps for names, a log axis for numbers that go up by factors."""
     if _nominal(values):
-        order = [_text(value) for value in _ordered(values)]
+        order = [_text(value, field) for value in _ordered(values)]
         return alt.X("x:N", sort=order, axis=style.axis(_short(field), labelAngle=0))
     numbers = sorted(set(map(float, values)))
     factors = len(numbers) > 2 and numbers[0] > 0 and numbers[-1] / numbers[0] >= 4
     scale = {"type": "log", "nice": False} if factors else {"zero": False, "nice": False}
     ticks = {"values": numbers} if len(numbers) <= 12 else {}
-    axis = style.axis(_short(field), format="~s" if numbers[-1] >= 1e4 else "~g", **ticks)
+    unit = unit_of(field)
+    axis = style.axis(f"{field} ({unit})" if unit else field, format="~s" if numbers[-1] >= 1e4 else "~g", **ticks)
     return alt.X("x:Q", axis=axis, scale=scale)
 
 
@@ -165,7 +167,7 @@ def _ordered(values: pd.Series[Any]) -> list[Any]:
 
 
 def _unit(values: pd.Series[Any], metric: str) -> tuple[float, str]:
-    unit = SUMMARY[metric].unit
+    unit = UNITS_OF[metric]
     if unit == "fraction":
         return 0.01, "%"
     return (1.0, "") if unit in ("", "ratio") else style.axis_unit([float(values.abs().max())], unit)
@@ -182,7 +184,7 @@ def _named(metric: str) -> str:
 def _reads(line: Mapping[Hashable, Any], metric: str) -> str:
     if pd.isna(line["value"]):
         return str(line["reason"]) or "the scenario has no such metric"
-    unit = SUMMARY[metric].unit
+    unit = UNITS_OF[metric]
     return f"{show(line['value'], unit)} ({show(line['low'], unit)} to {show(line['high'], unit)})"
 
 
@@ -197,8 +199,10 @@ def _short(field: str | None) -> str:
     return field or ""
 
 
-def _text(value: Any) -> str:
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
+def _text(value: Any, field: str | None) -> str:
+    if isinstance(value, float) and not unit_of(field or ""):
+        return f"{value:.5g}"
+    return value_shown(field or "", value)
 
 
 def _absent(title: str, why: str) -> alt.Chart:

@@ -9,15 +9,17 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from moesim.columns import SUMMARY
 from moesim.errors import shorten
 from moesim.results.table import metric_label, shown
+from moesim.sweeps.fields import value_shown
+from moesim.sweeps.nouns import HEADLINES, UNITS_OF
 from moesim.sweeps.result import Sweep
 from moesim.sweeps.table import STATES
 
 MOST_ROWS = 40
 MOST_REASONS = 4
-HEADLINES = ("step_time", "model_flops_utilization", "memory_per_gpu", "cost")
+MOST_LETTERS = 24
+MOST_METRICS = 5
 
 
 def as_dict(sweep: Sweep) -> dict[str, Any]:
@@ -40,7 +42,7 @@ def table(sweep: Sweep) -> Table:
     head = sweep.arrow.slice(0, MOST_ROWS).to_pylist()
     several = len({row["seed"] for row in head}) > 1
     settings = [*sweep.fields, *(["seed"] if several or not sweep.fields else [])]
-    chosen = [name for name in HEADLINES if name in sweep.metrics] or list(sweep.metrics[: len(HEADLINES)])
+    chosen = [name for name in HEADLINES[sweep.noun] if name in sweep.metrics] or list(sweep.metrics[:MOST_METRICS])
     metrics = [name for name in chosen if any(row[name] is not None for row in head)]
     total = sweep.arrow.num_rows
     title = f"{total:,} points" if total <= MOST_ROWS else f"The first {MOST_ROWS} of {total:,} points"
@@ -51,16 +53,14 @@ def table(sweep: Sweep) -> Table:
         found.add_column(Text(metric_label(name)), justify="right")
     found.add_column("status", no_wrap=True)
     for row in head:
-        told = [_setting(row[name]) for name in settings]
-        told += ["" if row[name] is None else shown(row[name], SUMMARY[name].unit) for name in metrics]
+        told = [_setting(name, row[name]) for name in settings]
+        told += ["" if row[name] is None else shown(row[name], UNITS_OF[name]) for name in metrics]
         found.add_row(*map(Text, told), Text(row["status"]))
     return found
 
 
-def _setting(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else shorten(str(value), 20)
+def _setting(name: str, value: Any) -> str:
+    return "" if value is None else shorten(value_shown(name, value), MOST_LETTERS)
 
 
 def _labels(fields: list[str]) -> list[str]:

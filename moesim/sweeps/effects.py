@@ -102,6 +102,12 @@ class Sensitivity:
         """How the inputs were moved."""
         return "tornado" if self.samples is None else "sobol"
 
+    @property
+    def widest(self) -> float:
+        """The widest half interval of any index: how well the shares are known. 0 for a tornado."""
+        indices = [index for effect in self.effects for index in (effect.first, effect.total) if index is not None]
+        return max((index.reach for index in indices), default=0.0)
+
     @cached_property
     def table(self) -> pd.DataFrame:
         """One row an input: its low, own and high value, the metric at both ends, the swing, with `sobol` the

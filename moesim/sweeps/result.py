@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from moesim.errors import FileError
+from moesim.sweeps.nouns import Noun
 from moesim.sweeps.store import TABLE, make_folder, whole_file
 from moesim.sweeps.table import FORMAT, HEADER, STATES
 
@@ -41,6 +42,12 @@ class Sweep:
     def question(self) -> str:
         """What the sweep is to answer."""
         return str(self.header["question"])
+
+    @property
+    def noun(self) -> Noun:
+        """What it is of: training or serving."""
+        found: Noun = self.header.get("of", "training")
+        return found
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -73,6 +80,14 @@ class Sweep:
         """Points by status."""
         found = pc.value_counts(self.arrow.column("status")).to_pylist()
         return {entry["values"]: entry["counts"] for entry in sorted(found, key=lambda entry: str(entry["values"]))}
+
+    def missing_from(self, folder: str | os.PathLike[str]) -> int:
+        """Points of the table in `folder` that this one lacks; 0 where none can be read there."""
+        try:
+            there = pq.read_table(Path(folder) / TABLE, columns=["key"])
+        except (OSError, ValueError, pa.ArrowException):
+            return 0
+        return len(set(there.column("key").to_pylist()) - set(self.arrow.column("key").to_pylist()) - {None})
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Writes `sweep.parquet` into `folder`, whole or not at all: the same bytes for the same sweep."""

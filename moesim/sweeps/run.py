@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,13 +22,17 @@ from moesim.catalog.loader import OVERLAY_VARIABLE
 from moesim.catalog.yaml_files import read_mapping
 from moesim.errors import FileError, ScenarioError, UserError
 from moesim.results.result import Road
+from moesim.scenario.loading import AnyScenario
 from moesim.scenario.scenario import Scenario
+from moesim.scenario.serving import ServingScenario
 from moesim.specs.explain import explain
 from moesim.specs.sweep import SweepSpec
 from moesim.sweeps.base import Base, Source, base_of, mistakes
 from moesim.sweeps.dask_executor import DaskPool
 from moesim.sweeps.executors import Executor, InProcess
+from moesim.sweeps.header import HEADER, header_of
 from moesim.sweeps.local import LocalPool
+from moesim.sweeps.nouns import metrics_of
 from moesim.sweeps.result import Sweep
 from moesim.sweeps.sampling import Values, points_of
 from moesim.sweeps.store import MemoryStore, Store, folder_store
@@ -60,7 +65,8 @@ def sweep(
 
     `over`: every combination of fields and their values, or a list of points. `seeds`: how many, or which; each point
     is answered under each. In place of a scenario a sweep file, or a mapping of its shape, says all of this.
-    `out` keeps every answer in a folder as soon as it is there; with `resume` what it holds is not computed again.
+    `out` keeps every answer in a folder as soon as it is there; with `resume` what it holds is not computed again. The
+    folder has to be of this sweep: same scenario, road and question, and no field varied there that is not varied now.
     `executor`: "local", `workers` processes (0: this one; None: one a core, or this one for a few estimates); "dask",
     the workers of the scheduler at `address`, or `workers` loopback ones.
     Raises `ScenarioError` for mistakes that no point mends; a point that is illegal, does not fit, or fails is a row.
@@ -68,26 +74,38 @@ def sweep(
     spec, base = statement(scenario, over, seeds, road)
     chosen = executor_of(executor, workers, address, few=spec.road == "estimate" and spec.count <= FEW)
     points = points_of(spec)
-    problems = mistakes(base, points)
+    base = base.held_to_noun(points[0] if points else {})
+    metrics_of(base.noun or "training", spec.metrics)
+    problems, untried = mistakes(base, points)
     if problems:
         raise ScenarioError(problems, base.where)
     place: AbstractContextManager[Store] = nullcontext(MemoryStore())
     if out is not None:
-        place = folder_store(Path(out), resume)
+        place = folder_store(Path(out), resume, header_of(spec, base))
     elif resume:
         raise UserError("resume needs the folder of the earlier run: out")
     with place as store:
         found = _Run(spec, base, points, progress).into(store, chosen)
         if out is not None:
+            untried += _replaced(found.missing_from(out))
             found.save(out)
-    return found
+    return replace(found, notes=(*found.notes, *untried))
+
+
+def _replaced(points: int) -> list[str]:
+    if not points:
+        return []
+    return [
+        f"the table that lay there had {points:,} points that this sweep has not, or that another release answered; "
+        "their answers are kept"
+    ]
 
 
 def statement(
     scenario: Source, over: Over | None = None, seeds: int | Sequence[int] | None = None, road: Road = "estimate"
 ) -> tuple[SweepSpec, Base]:
     """What a sweep asks, checked, and the scenario that it varies."""
-    if isinstance(scenario, Scenario):
+    if isinstance(scenario, Scenario | ServingScenario):
         return _spec_of({"scenario": {}, **_asked(over, seeds, road)}, scenario.name), base_of(scenario)
     path = None if isinstance(scenario, Mapping) else Path(scenario)
     document: Mapping[str, Any] = scenario if isinstance(scenario, Mapping) else read_mapping(Path(scenario))
@@ -134,6 +152,7 @@ class _Run:
 
     def __init__(self, spec: SweepSpec, base: Base, points: Sequence[Values], progress: Progress | None) -> None:
         self.spec, self.base, self.progress = spec, base.prepared(spec.fields), progress
+        self.noun = base.noun or "training"
         self.rows = [Row(point, seed) for point in points for seed in spec.seed_list]
         self.identity = Identity(spec.road)
         self.seen: set[str] = set()
@@ -155,7 +174,7 @@ class _Run:
             raise (FileError if isinstance(error, FileError) else UserError)(said) from error
         if self.progress is not None:
             self.progress("writing the table", 1.0, 0.0)
-        table = arrow_table(self.spec, self.rows, (self._outcome(store, row) for row in self.rows))
+        table = arrow_table(self.spec, self.noun, self.rows, (self._outcome(store, row) for row in self.rows))
         return Sweep(table, self.computed, self.reused, tuple(self._notes(store)))
 
     def _tasks(self, store: Store) -> Iterator[Task]:
@@ -174,7 +193,7 @@ class _Run:
                 self.reused += 1
                 self.settled += 1
             else:
-                yield Task(row.key, self.spec.road, scenario.model_dump_json())
+                yield Task(row.key, self.spec.road, scenario.model_dump_json(), self.noun)
             self.seen.add(row.key)
 
     def _keep(self, store: Store, key: str, text: str) -> None:
@@ -202,6 +221,8 @@ class _Run:
         return found
 
     def _notes(self, store: Store) -> Iterator[str]:
+        if store.unnamed:
+            yield f"the folder did not say whose answers it holds ({HEADER} is gone or was cut): taken for this sweep's"
         damaged = store.damaged
         if damaged:
             more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
@@ -219,7 +240,7 @@ class Identity:
         self.ground = f"{road}/{__version__}/{_digest(files)}"
         self.calibrations: dict[str, str] = {}
 
-    def key(self, scenario: Scenario) -> str:
+    def key(self, scenario: AnyScenario) -> str:
         """The hash, in 32 hexadecimal digits."""
         own = scenario.cluster.calibration
         if own is not None and own not in self.calibrations:

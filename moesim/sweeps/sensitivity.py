@@ -20,6 +20,7 @@ from moesim import roads
 from moesim.columns import SUMMARY
 from moesim.errors import InfeasibleError, UserError, nearest_hint, shorten
 from moesim.provenance import Quantity
+from moesim.scenario.loading import training
 from moesim.scenario.scenario import Scenario
 from moesim.sweeps import sobol
 from moesim.sweeps.base import Source, base_of
@@ -33,6 +34,8 @@ from moesim.units import show
 Method = Literal["tornado", "sobol"]
 SAMPLES = 256
 MOST_SAMPLES = 1 << 16
+CONVERGED = 0.05
+"""Half an interval of an index, up to which nobody has to be told."""
 Row = tuple[float, str, str]
 """The metric at a point, its status, and the reason where it is not done."""
 
@@ -102,7 +105,7 @@ def ask(
         raise UserError(f"unknown method {shorten(method)!r}; allowed: {', '.join(get_args(Method))}")
     if not 8 <= samples <= MOST_SAMPLES or samples & (samples - 1):
         raise UserError(f"samples must be a power of two from 8 to {MOST_SAMPLES:,}, got {samples}")
-    loaded = scenario if isinstance(scenario, Scenario) else base_of(scenario).at({})
+    loaded = scenario if isinstance(scenario, Scenario) else training(base_of(scenario).at({}))
     inputs = inputs_of(loaded, metric, over)
     if method == "sobol" and len(inputs) < 2:
         raise UserError("sobol shares the variance out among inputs: give two or more, or take method tornado")
@@ -129,7 +132,17 @@ def answer(
             effects, more = run.together(effects, seed)
             notes = (*notes, *more)
     samples = question.samples if question.method == "sobol" else None
-    return Sensitivity(question.scenario.name, question.metric, question.base, _ordered(effects), samples, notes)
+    found = Sensitivity(question.scenario.name, question.metric, question.base, _ordered(effects), samples, notes)
+    return replace(found, notes=(*notes, *doubt(found)))
+
+
+def doubt(found: Sensitivity) -> list[str]:
+    """What a reader should know where the Sobol indices have not converged."""
+    if found.samples is None or found.widest <= CONVERGED:
+        return []
+    more = 4 * found.samples
+    mend = f"; {more:,} samples would halve that" if more <= MOST_SAMPLES else ", and more cannot be asked"
+    return [f"the shares are known to ±{100 * found.widest:.0f} % only (90 % confidence){mend}"]
 
 
 def _ordered(effects: Sequence[Effect]) -> tuple[Effect, ...]:
@@ -206,7 +219,7 @@ def _within(effects: Sequence[Effect]) -> tuple[list[Input], list[str]]:
                     f"{effect.input.field} = {effect.input.shown(end.at)} is {end.why}; state another range"
                 )
             kept = kept.without(end.at)
-            notes.append(f"{effect.input.name} does not go to {effect.input.shown(end.at)}, which is {end.why}")
+            notes.append(f"{effect.input.name} does not go to {effect.input.shown(end.at)}, which is {end.status}")
         used += [kept] if kept is not None else []
     return used, notes
 

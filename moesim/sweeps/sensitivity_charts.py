@@ -22,6 +22,10 @@ _SHARES = {"alone (first order)": "#0072B2", "with the others (total)": "#56B4E9
 _SIDES: tuple[tuple[str, Literal["left", "right"], int], ...] = (("left", "right", -5), ("right", "left", 5))
 """Of a bar: how the text stands there, and how far from the bar."""
 _DIGITS = 12
+_NAME = 60
+"""Letters of a scenario's name, so that the line below a title is no wider than the picture."""
+_BESIDE = 0.15
+"""Room beside the longest share for its number, as a share of it."""
 _ROOM = 0.32
 """Room beside the longest bar for what stands at its end, as a share of all bars together."""
 
@@ -54,7 +58,7 @@ class SensitivityCharts:
             layers.append(mark.encode(y=lanes, x=alt.X("end:Q", scale=scale), text="text:N"))
         rule = alt.Chart(style.rows(_DIGITS, end=[base / factor])).mark_rule(color=INK)
         layers.append(rule.encode(x=alt.X("end:Q", scale=scale)))
-        below = f"{self._of.name}: {shown(base, unit)}; every input alone to the ends of its range"
+        below = f"{shorten(self._of.name, _NAME)}: {shown(base, unit)}; every input alone to the ends of its range"
         return self._of_height(alt.layer(*layers), f"What moves {label}", below, 27)
 
     def sobol(self) -> ChartType:
@@ -73,14 +77,20 @@ class SensitivityCharts:
         )
         told = [alt.Tooltip(f"{name}:N") for name in ("input", "share", "reads")]
         ends = [row[name] for row in data["values"] for name in ("low", "high")]
-        scale = style.span(min(0.0, *ends), max(1.0, *ends))
+        scale = style.span(min(0.0, *ends), max(1.0, *ends) * (1.0 + _BESIDE))
         x = alt.X("value:Q", axis=style.axis("share of the variance", format="~%"), scale=scale)
         base = alt.Chart(data).encode(y=lanes, yOffset=side)
         bars = base.mark_bar().encode(x=x, color=colour, tooltip=told)
-        margin = base.mark_rule(color=INK, strokeWidth=1.5).encode(x=alt.X("low:Q", scale=scale), x2="high:Q")
+        ends_of = {"x": alt.X("low:Q", scale=scale), "x2": "high:Q"}
+        # White below ink: the line is seen on its bar, too.
+        margin = [
+            base.mark_rule(color=ink, strokeWidth=wide).encode(**ends_of) for ink, wide in (("#FFFFFF", 4), (INK, 1.5))
+        ]
+        text = base.mark_text(align="left", dx=5, fontSize=FONT - 2, color=INK)
+        margin.append(text.encode(x=alt.X("edge:Q", scale=scale), text="brief:N"))
         label, points = metric_label(self._of.metric), f"{self._of.samples:,} samples"
-        below = f"{self._of.name}: all inputs at once, {points}; the lines are 90 % confidence"
-        return self._of_height(alt.layer(bars, margin), f"Which inputs make {label} vary", below, 9)
+        below = f"{shorten(self._of.name, _NAME)}: all inputs at once, {points}; the lines are 90 % confidence"
+        return self._of_height(alt.layer(bars, *margin), f"Which inputs make {label} vary", below, 13)
 
     @staticmethod
     def _of_height(chart: ChartType, title: str, below: str, each: int) -> ChartType:
@@ -163,5 +173,7 @@ def _shares(effects: Sequence[Effect]) -> dict[str, Any]:
         value=[index.value for *_, index in found],
         low=[index.low for *_, index in found],
         high=[index.high for *_, index in found],
+        edge=[max(index.value, index.high) for *_, index in found],
+        brief=[f"{round(100 * index.value)} ±{100 * index.reach:.0f} %" for *_, index in found],
         reads=[f"{index.value:.1%} ({index.low:.1%} to {index.high:.1%})" for *_, index in found],
     )

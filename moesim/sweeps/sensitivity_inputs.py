@@ -23,31 +23,13 @@ from moesim.specs.cluster import TREES
 from moesim.specs.sweep import Range
 from moesim.step.model import StepModel
 from moesim.step.stack import nearest
+from moesim.sweeps.fields import FACTOR, LABELS, number_shown
 from moesim.sweeps.ranges import read_range
 from moesim.units import show
 
-FACTOR = "x"
-"""The unit of an input that multiplies what the scenario has."""
 Values = dict[str, Any]
 Setting = Callable[[float, Path], Values]
 """From an input's value to the fields it sets; what has to be a file is written into the folder."""
-
-_LABELS = {
-    "cluster.gpu.bf16": ("GPU bf16 rate", "FLOP/s"),
-    "cluster.gpu.fp8": ("GPU fp8 rate", "FLOP/s"),
-    "cluster.gpu.fp4": ("GPU fp4 rate", "FLOP/s"),
-    "cluster.gpu.memory_bandwidth": ("memory bandwidth", "B/s"),
-    "cluster.scale_up_bandwidth": ("scale-up bandwidth", "B/s"),
-    "cluster.nic_bandwidth": ("NIC bandwidth", "B/s"),
-    "cluster.oversubscription": ("oversubscription", ""),
-    "cluster.fabric.latency": ("fabric latency", "s"),
-    "routing.load": ("routing skew", FACTOR),
-    "routing.capacity.factor": ("capacity factor", ""),
-    "workload.micro_batch": ("micro-batch", ""),
-    "stack": ("stack's step time", FACTOR),
-    "prices.gpu_hour": ("GPU-hour price", "$/h"),
-    "prices.electricity": ("electricity price", "$/kWh"),
-}
 
 
 @dataclass(frozen=True)
@@ -87,7 +69,7 @@ class Input:
             return "not stated"
         if self.unit == FACTOR:
             return f"x {value:.3g}"
-        return show(value, self.unit) if self.unit else f"{value:.4g}"
+        return show(value, self.unit) if self.unit else number_shown(value)
 
 
 def inputs_of(scenario: Scenario, metric: str, over: Mapping[str, Any] | None) -> tuple[Input, ...]:
@@ -106,7 +88,7 @@ def _asked(scenario: Scenario, field: str, wanted: Any, known: Mapping[str, Inpu
         if field not in known:
             raise UserError(f"{field}: give its range as {field}=LOW..HIGH{nearest_hint(field, known)}")
         return known[field]
-    label, unit = _LABELS.get(field, (field, ""))
+    label, unit = LABELS.get(field, (field, ""))
     if unit == FACTOR and field not in known:
         raise UserError(f"{field}: {recorded_note(scenario) or 'a model without experts has no routing'}")
     base = known[field].base if field in known else base_value(scenario, field)
@@ -183,7 +165,7 @@ def _applies(scenario: Scenario, field: str, metric: str) -> bool:
 
 def _plain(scenario: Scenario, field: str, rule: Mapping[str, Any]) -> Input:
     """A field of its own whose range the calibration states."""
-    label, unit = _LABELS[field]
+    label, unit = LABELS[field]
     base = base_value(scenario, field) or 0.0
     low = rule["low"] if "low" in rule else base * (1.0 - rule["below"])
     high = rule["high"] if "high" in rule else base * (1.0 + rule["above"])
@@ -209,7 +191,7 @@ def _skew(scenario: Scenario, rule: Mapping[str, Any]) -> Input | None:
     def setting(value: float, folder: Path) -> Values:
         return {f"routing.load.{name}": _times(size, value) for name, size in strength.items()}
 
-    label, unit = _LABELS["routing.load"]
+    label, unit = LABELS["routing.load"]
     return Input(label, "routing.load", Range(low=float(low), high=float(high)), base, unit, why, setting)
 
 
@@ -229,7 +211,7 @@ def _micro_batch(scenario: Scenario, rule: Mapping[str, Any]) -> Input | None:
     values = [*[size for size in legal if size < now][-1:], now, *[size for size in legal if size > now][:1]]
     if len(values) == 1:
         return None
-    label, unit = _LABELS[field]
+    label, unit = LABELS[field]
     return Input(label, field, tuple(values), now, unit, rule["why"], _field(field))
 
 
@@ -250,7 +232,7 @@ def _stack(scenario: Scenario, rule: Mapping[str, Any]) -> Input:
 
     slower = exp(hypot(log1p(rates.band), log1p(rates.slower)))
     kind = _levels(1.0 / (1.0 + rates.band), slower, rule["levels"])
-    label, unit = _LABELS["stack"]
+    label, unit = LABELS["stack"]
     return Input(label, "stack", kind, 1.0, unit, rule["why"], setting)
 
 

@@ -10,7 +10,7 @@ from moesim.errors import shorten
 from moesim.results.chart_style import axis_unit
 from moesim.results.table import metric_label, plain_table, shown
 from moesim.sweeps.effects import Effect, End, Sensitivity
-from moesim.sweeps.sensitivity_inputs import FACTOR
+from moesim.sweeps.fields import FACTOR, number_shown
 from moesim.sweeps.sobol import Index
 
 
@@ -33,7 +33,8 @@ def table(found: Sensitivity) -> Table:
         made.add_row(*map(Text, texts))
     lines = [f"{effect.input.name}: {shorten(effect.reason, 300)}" for effect in found.effects if effect.reason]
     if found.samples is not None:
-        lines.insert(0, f"alone, total: shares of the variance, 90 % confidence, {found.samples:,} samples")
+        told = f"90 % confidence, the widest ±{100 * found.widest:.0f} %, {found.samples:,} samples"
+        lines.insert(0, f"alone, total: shares of the variance; {told}")
     made.caption = Text("\n".join(lines)) if lines else None
     return made
 
@@ -43,7 +44,7 @@ def _range(effect: Effect) -> str:
     low, high = (end.at for end in effect.ends)
     unit = effect.input.unit
     if unit in ("", FACTOR):
-        return f"{effect.input.shown(low)}–{high:.4g}"
+        return f"{effect.input.shown(low)}–{f'{high:.3g}' if unit else number_shown(high)}"
     size, symbol = axis_unit([low or high], unit)
     return f"{low / size:.4g}–{high / size:.4g} {symbol}"
 
@@ -67,4 +68,4 @@ def _share(index: Index | None) -> str:
     """A share in percent, and how far it may be off."""
     if index is None:
         return ""
-    return f"{100 * index.value:.0f} ±{50 * (index.high - index.low):.0f} %"
+    return f"{round(100 * index.value)} ±{100 * index.reach:.0f} %"

@@ -28,6 +28,11 @@ class Index(NamedTuple):
     low: float
     high: float
 
+    @property
+    def reach(self) -> float:
+        """Half the width of the interval."""
+        return (self.high - self.low) / 2.0
+
 
 def design(inputs: int, samples: int, seed: int) -> Floats:
     """Where to ask [N (d + 2), d], from 0 to 1: A, then B, then A with each input from B in turn."""

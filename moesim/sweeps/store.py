@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from moesim.errors import FileError, UserError
+from moesim.sweeps.header import HEADER, Header, another, read_header
 
 TABLE = "sweep.parquet"
 _POINTS, _LOCK, _PART = "points", ".lock", ".part"
@@ -29,6 +30,7 @@ class Store(Protocol):
     """Outcomes by key."""
 
     damaged: list[str]
+    unnamed: bool
 
     def get(self, key: str) -> dict[str, Any] | None:
         """The outcome, or None where there is none that can be trusted."""
@@ -41,6 +43,8 @@ class Store(Protocol):
 
 class MemoryStore:
     """Keeps outcomes as long as the process lives."""
+
+    unnamed = False
 
     def __init__(self) -> None:
         self.damaged: list[str] = []
@@ -57,10 +61,14 @@ class MemoryStore:
 
 
 class FolderStore:
-    """Keeps outcomes as files; `damaged` lists those that were cut or changed. One process at a time writes."""
+    """Keeps outcomes as files; `damaged` lists those that were cut or changed. One process at a time writes.
 
-    def __init__(self, folder: Path) -> None:
+    `unnamed`: outcomes lay there without a header that says of which sweep.
+    """
+
+    def __init__(self, folder: Path, unnamed: bool = False) -> None:
         self.folder = folder
+        self.unnamed = unnamed
         self.damaged: list[str] = []
         self._made: set[Path] = set()
 
@@ -95,11 +103,12 @@ class FolderStore:
 
 
 @contextmanager
-def folder_store(folder: Path, resume: bool) -> Iterator[FolderStore]:
-    """The store in `folder`, which no other sweep may use meanwhile.
+def folder_store(folder: Path, resume: bool, header: Header) -> Iterator[FolderStore]:
+    """The store in `folder` for the sweep of that header; no other may use it meanwhile.
 
     The operating system holds the lock and lets go of it when the process ends, however it ends. Raises `UserError`
-    where another sweep is at work there, or where results lie there and `resume` does not say to go on.
+    where another sweep is at work there, where results of another lie there, or some lie there and `resume` does not
+    say to go on.
     """
     make_folder(folder)
     try:
@@ -108,15 +117,30 @@ def folder_store(folder: Path, resume: bool) -> Iterator[FolderStore]:
         raise FileError(f"cannot write results to {folder}: {error.strerror or error}") from error
     try:
         _hold(lock, folder)
-        there = (folder / TABLE).exists() or any((folder / _POINTS).glob("*/*.json"))
-        if there and not resume:
-            raise UserError(f"{folder} holds the results of a sweep; go on with --resume, or name another --out")
+        unnamed = _claim(folder, resume, header)
         make_folder(folder / _POINTS)
         with suppress(OSError):
             (folder / _PART).unlink(missing_ok=True)
-        yield FolderStore(folder)
+        yield FolderStore(folder, unnamed)
     finally:
         os.close(lock)
+
+
+def _claim(folder: Path, resume: bool, header: Header) -> bool:
+    """Writes the header, where nothing forbids that; whether results lay there without one."""
+    holds = (folder / TABLE).exists() or any((folder / _POINTS).glob("*/*.json"))
+    try:
+        there = read_header((folder / HEADER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        there = None
+    if holds and there is not None and header.differences(there):
+        raise another(folder, there, header)
+    if holds and not resume:
+        raise UserError(f"{folder} holds the results of a sweep; go on with --resume, or name another --out")
+    if there != header:
+        with whole_file(folder / HEADER, folder / _PART) as file:
+            file.write(header.text().encode())
+    return holds and there is None
 
 
 def _hold(lock: int, folder: Path) -> None:

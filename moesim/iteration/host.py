@@ -1,0 +1,50 @@
+"""Host time of an iteration: what the scheduler needs between iterations, and launches where no graph holds them.
+
+Coefficients: calibration "serving", and the training step's host time of a layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim import catalog
+from moesim.costs.compute import coefficients
+from moesim.scenario.serving import ServingScenario
+from moesim.specs.parameters import FORWARD_AND_BACKWARD
+from moesim.specs.serving import InstanceSpec
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Host:
+    """The host of an instance."""
+
+    scenario: ServingScenario
+    instance: InstanceSpec
+
+    @cached_property
+    def _launches(self) -> float:
+        """Seconds to issue all kernels of an iteration one by one: a training step's forward without its backward."""
+        model, data = self.scenario.model, coefficients(self.scenario.cluster.calibration)
+        if self.scenario.cluster.gpu.generation in data["compiled"]:
+            return 0.0
+        host = data["host"]
+        routed = model.moe_layers if model.is_moe else 0
+        both = routed * host["moe_layer"] + (model.layers - routed) * host["dense_layer"]
+        return float(both / FORWARD_AND_BACKWARD)
+
+    def seconds(self, kernels: Floats, requests: Floats, prompts: NDArray[np.bool_]) -> Floats:
+        """Seconds [B] that the host adds to `kernels` seconds of work on `requests` of the instance.
+
+        Graphs hold decoding alone; what they do not hold is issued while the GPU works, and the GPU waits where that
+        takes longer.
+        """
+        data = catalog.calibration("serving", self.scenario.cluster.calibration)["host"]
+        each = data["iteration"] + data["request"] * requests / self.instance.replicas
+        issued = np.where(prompts | (not self.scenario.engine.cuda_graphs), self._launches, 0.0)
+        return np.asarray(each + np.maximum(issued - kernels, 0.0))

@@ -1,0 +1,63 @@
+"""Serving stacks: one factor each on the time of an iteration, and the expert kernels that they run.
+
+A stack is told as "PRODUCT RELEASE". Calibration "serving".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from moesim import catalog
+
+_ALIASES = {"tensorrt-llm": "trtllm", "tensorrt_llm": "trtllm", "trt-llm": "trtllm"}
+
+
+def _data(measured: str | None) -> dict[str, Any]:
+    return catalog.calibration("serving", measured)
+
+
+def plain(name: str) -> str:
+    """A stack's name with its product as the calibration spells it."""
+    product, *release = name.strip().lower().split()
+    return " ".join([_ALIASES.get(product, product), *release])
+
+
+def product(name: str) -> str:
+    """The first word of a stack's name: who made it."""
+    return plain(name).split()[0]
+
+
+def nearest(name: str, measured: str | None = None) -> str:
+    """The stack that answers for `name`: itself, its product as a whole, or the reference."""
+    known: Mapping[str, float] = _data(measured)["time_factor"]
+    if name in known:
+        return name
+    return next((own for own in (plain(name), product(name)) if own in known), str(_data(measured)["reference"]))
+
+
+def time_factor(name: str, measured: str | None = None) -> float:
+    """How many times as long the stack's iterations take as the law of isolated kernels says."""
+    return float(_data(measured)["time_factor"][nearest(name, measured)])
+
+
+def band(name: str, measured: str | None = None) -> float:
+    """Relative range that holds nine in ten measured throughputs of the stack; of all, for one without rows."""
+    data = _data(measured)
+    own = data.get("residual_by", {}).get(nearest(name, measured), data["residual"])
+    return float(own["p90"])
+
+
+def stack_note(name: str, measured: str | None = None) -> str:
+    """Which stack answered for the one that the scenario names."""
+    used = nearest(name, measured)
+    if used in (name, plain(name)):
+        return f"serving stack: {used}"
+    told = "none named" if name == "auto" else f"no calibration of its own for {name}"
+    return f"serving stack: {told}, {used} answered"
+
+
+def expert_kernels(name: str, measured: str | None = None) -> str | None:
+    """The family of expert kernels that a stack runs; None for the default."""
+    found = _data(measured)["experts"].get(product(name))
+    return None if found is None else str(found)

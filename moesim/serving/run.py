@@ -1,0 +1,253 @@
+"""Both roads from a serving scenario to its result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.errors import InfeasibleError
+from moesim.iteration.batch import Batch
+from moesim.iteration.law import IterationLaw
+from moesim.iteration.stack import stack_note
+from moesim.provenance import Quantity
+from moesim.randomness import Streams
+from moesim.results.result import Columns
+from moesim.scenario.serving import ServingScenario
+from moesim.serving import metrics
+from moesim.serving.bins import binned
+from moesim.serving.closed_form import SteadyState, steady_state
+from moesim.serving.deployment import EnginePool, engine_pools, pool_laws
+from moesim.serving.requests import draw_requests
+from moesim.serving.result import ServingResult
+from moesim.serving.simulation import Progress, Run, simulate_requests
+from moesim.units import show
+
+COMMUNICATION = ("dispatch", "combine", "tensor_parallel", "pipeline")
+
+
+def simulate_serving(scenario: ServingScenario, progress: Progress | None = None) -> ServingResult:
+    """The simulation of `scenario`; `progress(what, share)` hears how far it is.
+
+    Raises `InfeasibleError` where an instance has no room for a KV cache, or a request does not fit into it.
+    """
+    if progress is not None:
+        progress("routing tokens", 0.0)
+    laws = pool_laws(scenario)
+    pools = engine_pools(scenario, laws)
+    if progress is not None:
+        progress("routing tokens", 1.0)
+    requests = draw_requests(scenario.workload, Streams(scenario.simulation.seed))
+    run = simulate_requests(pools, requests, scenario.engine.request_router, progress)
+    if progress is not None:
+        progress("simulating requests", 1.0)
+    return _simulated(scenario, laws, pools, run)
+
+
+def _simulated(
+    scenario: ServingScenario, laws: Sequence[IterationLaw], pools: Sequence[EnginePool], run: Run
+) -> ServingResult:
+    error, found = metrics.doubt(scenario), metrics.Latencies(run, scenario)
+    rates = metrics.rate_metrics(run, found, scenario, error)
+    gpus = [pool.gpus for pool in pools for _ in range(pool.count)]
+    breakdown, moved, busy = _breakdown(laws, pools, run)
+    working = busy / (scenario.gpus_used * max(float(run.times.end.max()), 1e-12))
+    memory = fullest(laws)
+    summary = {
+        **metrics.latency_metrics(found, error),
+        **rates,
+        **metrics.busy_metrics(run, gpus),
+        "communication_fraction": _fraction(moved, busy),
+        **memory_metrics(scenario, memory),
+        **metrics.money_metrics(scenario, rates["output_tokens_per_second"], min(1.0, working)),
+    }
+    if not scenario.model.is_moe:
+        summary = {name: value for name, value in summary.items() if not name.endswith("load_max_over_mean")}
+    return ServingResult(
+        name=scenario.name,
+        question=scenario.question,
+        road="simulate",
+        scenario=scenario.document(),
+        summary=summary,
+        breakdown=breakdown,
+        memory=memory,
+        notes=tuple(_notes(scenario, run)),
+        request_columns=request_columns(run, found),
+        iteration_columns=binned(run.logs, float(run.times.end.max())),
+    )
+
+
+def _breakdown(
+    laws: Sequence[IterationLaw], pools: Sequence[EnginePool], run: Run
+) -> tuple[dict[str, float], float, float]:
+    """Seconds of each pool's mean iteration by part; and GPU-seconds of communication, and of all iterations."""
+    breakdown: dict[str, float] = {}
+    moved = busy = 0.0
+    logs = iter(run.logs)
+    for law, pool in zip(laws, pools, strict=True):
+        columns = [next(logs).columns() for _ in range(pool.count)]
+        whole = {name: np.concatenate([each[name] for each in columns]) for name in columns[0]}
+        iterations = whole["iterations"]
+        if not len(iterations):
+            continue
+        batch = Batch(
+            whole["prefill_tokens"] / iterations,
+            whole["prefill_pairs"] / iterations,
+            whole["decoders"],
+            whole["decode_context"],
+        )
+        parts = {
+            name: float((value * iterations).sum()) for name, value in law.parts(batch, whole["rank_peak"]).items()
+        }
+        # Parts are those of evenly filled replicas; what unequal ones cost is the rest of the time taken.
+        seconds = float((whole["end"] - whole["begin"]).sum())
+        parts["waiting for the busiest replica"] = max(0.0, seconds - sum(parts.values()))
+        label = f"{pool.phase}: " if len(pools) > 1 else ""
+        count = float(iterations.sum())
+        breakdown |= {label + name.replace("_", " "): value / count for name, value in parts.items() if value > 0}
+        moved += pool.gpus * sum(parts.get(name, 0.0) for name in COMMUNICATION)
+        busy += pool.gpus * seconds
+    return breakdown, moved, busy
+
+
+def _fraction(moved: float, busy: float) -> Quantity:
+    value = moved / busy if busy else 0.0
+    return Quantity.exact(value, "fraction", "exchanges and collectives that compute waits for", "fitted")
+
+
+def fullest(laws: Sequence[IterationLaw]) -> dict[str, float]:
+    """Bytes by part on the fullest GPU of all pools."""
+    found = max((law.memory_parts for law in laws), key=lambda parts: sum(parts.values()))
+    return {name.replace("_", " "): value for name, value in found.items() if value}
+
+
+def memory_metrics(scenario: ServingScenario, memory: dict[str, float]) -> dict[str, Quantity]:
+    """Memory of the fullest GPU, and how much of what is given weights and buffers take."""
+    total = sum(memory.values())
+    given = scenario.cluster.gpu.memory * scenario.engine.kv_cache_fraction
+    taken = total - memory.get("kv cache", 0.0)
+    note = f"of {show(given, 'B')}: {scenario.engine.kv_cache_fraction:g} of the GPU's memory"
+    return {
+        "memory_per_gpu": Quantity.exact(total, "B", "fullest GPU; parts in the memory table"),
+        "fits_in_memory": Quantity.exact(taken / given, "ratio", f"weights and buffers {note}"),
+    }
+
+
+def request_columns(run: Run, found: metrics.Latencies) -> Columns:
+    """One entry a request, as `moesim.columns.REQUESTS`."""
+    times, requests = run.times, run.requests
+    columns: dict[str, NDArray[Any]] = {
+        "request": np.arange(requests.count),
+        "arrival": times.arrival,
+        "input_tokens": requests.input_tokens,
+        "cached_tokens": requests.cached,
+        "output_tokens": requests.output_tokens,
+        "begin": times.begin,
+        "prefill_end": times.prefilled,
+        "kv_transfer": times.transfer,
+        "first_token": times.first,
+        "end": times.end,
+        "prefill_instance": times.prefill_instance,
+        "decode_instance": times.decode_instance,
+        "time_to_first_token": found.first,
+        "time_per_output_token": found.per_token,
+        "latency": found.whole,
+        "within_limits": found.within.astype(np.int32),
+    }
+    return columns
+
+
+def _notes(scenario: ServingScenario, run: Run) -> list[str]:
+    """What the reader should know."""
+    said = [stack_note(scenario.stack, scenario.cluster.calibration)]
+    if metrics.growing(run):
+        said.append(
+            "requests come faster than they are served: the queue grows through the run, and latencies would be longer"
+            " with more requests"
+        )
+    asked = scenario.workload.requests
+    if scenario.workload.arrivals.kind == "trace" and run.requests.count < asked:
+        said.append(f"the trace holds {run.requests.count:,} requests, fewer than workload.requests ({asked:,})")
+    said.append(
+        "a request is let in when the KV cache has room for its prompt and all its output (no preemption); one engine's"
+        " imbalance is drawn iteration by iteration from token-level routing samples"
+    )
+    return said
+
+
+def estimate_serving(scenario: ServingScenario, *, even_if_infeasible: bool = False) -> ServingResult:
+    """The steady state of `scenario` in closed form, as a result without tables.
+
+    Raises `InfeasibleError` where there is none, unless `even_if_infeasible`; metrics that would be infinite are then
+    left out.
+    """
+    state = steady_state(scenario)
+    if not state.feasible and not even_if_infeasible:
+        raise InfeasibleError(f"{scenario.name}: {state.binding}")
+    laws = pool_laws(scenario)
+    memory = fullest(laws)
+    summary = {
+        **_steady(scenario, state, metrics.doubt(scenario)),
+        **_expected_peaks(scenario, laws, state),
+        **memory_metrics(scenario, memory),
+    }
+    if "output_tokens_per_second" in summary:
+        summary |= metrics.money_metrics(scenario, summary["output_tokens_per_second"])
+    total = sum(state.parts.values())
+    if total:
+        moved = sum(state.parts.get(name, 0.0) for name in COMMUNICATION)
+        summary["communication_fraction"] = replace(_fraction(moved, total), note="of the iterations that decode")
+    told = [stack_note(scenario.stack, scenario.cluster.calibration), f"what limits it: {state.binding}"]
+    return ServingResult(
+        name=scenario.name,
+        question=scenario.question,
+        road="estimate",
+        scenario=scenario.document(),
+        summary=summary,
+        breakdown={name.replace("_", " "): value for name, value in state.parts.items() if value > 0},
+        memory=memory,
+        notes=tuple(told),
+    )
+
+
+def _steady(scenario: ServingScenario, state: SteadyState, error: float) -> dict[str, Quantity]:
+    """The means of the steady state; those that are not finite, or nothing, are left out."""
+    closed = scenario.workload.arrivals.kind == "closed" or not state.feasible
+    times = {name: getattr(state, name) for name in ("time_to_first_token", "time_per_output_token", "request_latency")}
+    rates = {
+        "requests_per_second": (state.requests_per_second, "1/s"),
+        "output_tokens_per_second": (state.output_tokens_per_second, "token/s"),
+        "output_tokens_per_second_per_gpu": (state.output_tokens_per_second / scenario.gpus_used, "token/s"),
+        "input_tokens_per_second": (state.input_tokens_per_second, "token/s"),
+    }
+    found = {
+        name: Quantity.within(value, "s", error, "fitted", "mean of the steady state")
+        for name, value in times.items()
+        if math.isfinite(value) and value > 0
+    }
+    for name, (value, unit) in rates.items():
+        if value > 0:
+            note = f"limit: {state.binding}" if closed else "as many as come"
+            found[name] = Quantity.within(
+                value, unit, error if closed else 0.0, "fitted" if closed else "derived", note
+            )
+    found["kv_cache_use"] = Quantity.exact(state.kv_use, "fraction", "an instance that decodes", "fitted")
+    found["batch_requests"] = Quantity.exact(state.decoding, "", "an instance that decodes", "fitted")
+    return found
+
+
+def _expected_peaks(scenario: ServingScenario, laws: Sequence[IterationLaw], state: SteadyState) -> dict[str, Quantity]:
+    """The expected imbalance of the mean iteration that decodes."""
+    if not scenario.model.is_moe or not state.decoding:
+        return {}
+    positions = 1 + scenario.engine.drafted
+    peaks = laws[-1].peaks(np.array([max(1.0, state.decoding * positions)]))
+    note = "expected, of iterations that decode"
+    return {
+        "rank_load_max_over_mean": Quantity.exact(float(peaks.rank[0]), "ratio", note, "fitted"),
+        "expert_load_max_over_mean": Quantity.exact(float(peaks.expert[0]), "ratio", note, "fitted"),
+    }
