@@ -70,7 +70,8 @@ def test_parts_add_up_and_an_iteration_alone_is_as_in_an_array(base: dict[str, A
     whole = found.seconds(many)
     parts = found.parts(many)
     assert np.allclose(sum(parts.values()), whole)
-    assert whole[3] == 0.0 and np.all(whole[:3] > 0)
+    assert whole[3] == 0.0
+    assert np.all(whole[:3] > 0)
     assert all(np.all(part >= 0) for part in parts.values())
     for at in range(3):
         one = batch(prefill=many.prefill_tokens[at], decode=many.decode_requests[at])
@@ -158,7 +159,8 @@ def test_two_batches_hide_exchanges_where_they_are_long() -> None:
     moved = [float(parts["dispatch"][0] + parts["combine"][0]) for parts in (plain, twice)]
     assert moved[1] < 0.2 * moved[0]
     whole = [float(sum(parts.values())[0]) for parts in (plain, twice)]
-    assert whole[0] - moved[0] <= whole[1] * 1.02 and whole[1] < whole[0]
+    assert whole[0] - moved[0] <= whole[1] * 1.02
+    assert whole[1] < whole[0]
 
 
 def test_graphs_spare_launches() -> None:
@@ -181,7 +183,8 @@ def test_a_pipeline_works_on_parts_of_the_batch() -> None:
     tensor = law(MIXTRAL)
     stages = law(MIXTRAL, "instance.tensor=4", "instance.pipeline=2")
     parts = stages.parts(batch(prefill=4096.0))
-    assert parts["pipeline"][0] > 0.0 and tensor.parts(batch(prefill=4096.0))["pipeline"][0] == 0.0
+    assert parts["pipeline"][0] > 0.0
+    assert tensor.parts(batch(prefill=4096.0))["pipeline"][0] == 0.0
     assert stages.weights_bytes_per_gpu == pytest.approx(tensor.weights_bytes_per_gpu, rel=0.1)
 
 
@@ -248,9 +251,12 @@ def test_a_cache_moves_over_the_nics() -> None:
 
 def test_a_stack_answers_for_its_releases_and_scales_kernels_alone() -> None:
     assert nearest("sglang 0.5.9") == "sglang 0.5.9"
-    assert nearest("TensorRT-LLM 9.9") == "trtllm" and nearest("SGLang 0.5.9") == "sglang 0.5.9"
-    assert nearest("auto") == "kernels-alone" and time_factor("auto") == 1.0
-    assert "no calibration of its own" in stack_note("vllm 99") and "none named" in stack_note("auto")
+    assert nearest("TensorRT-LLM 9.9") == "trtllm"
+    assert nearest("SGLang 0.5.9") == "sglang 0.5.9"
+    assert nearest("auto") == "kernels-alone"
+    assert time_factor("auto") == 1.0
+    assert "no calibration of its own" in stack_note("vllm 99")
+    assert "none named" in stack_note("auto")
     assert 0.0 < band("sglang 0.5.9") < band("auto")
     found = law(LLAMA)
     work = batch(decode=16.0)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ import pytest
 import vl_convert
 from hypothesis import given
 from hypothesis import strategies as st
+from serving_fixture import LinearLaw, pool, requests
 
 import moesim
 from moesim.columns import ITERATIONS, REQUESTS, SERVING
 from moesim.errors import FileError, InfeasibleError, UserError
+from moesim.iteration.batch import Batch
 from moesim.randomness import Streams
 from moesim.scenario.loading import load_serving
 from moesim.scenario.serving import ServingScenario
@@ -206,51 +209,55 @@ def test_redundant_experts_even_out_the_ranks() -> None:
 def test_jumps_and_single_steps_agree_under_the_real_law() -> None:
     served = scenario(workload__requests=60)
     pools = engine_pools(served, pool_laws(served))
-    requests = draw_requests(served.workload, Streams(0))
-    jumps, steps = (simulate_requests(pools, requests, longest_jump=longest) for longest in (64, 1))
+    drawn = draw_requests(served.workload, Streams(0))
+    jumps, steps = (simulate_requests(pools, drawn, longest_jump=longest) for longest in (64, 1))
     assert jumps.times.end == pytest.approx(steps.times.end, rel=1e-9)
 
 
 def test_busiest_replica_is_waited_for() -> None:
-    """All prompt tokens on one of four replicas take longer than the same evenly spread."""
-    from moesim.iteration.batch import Batch
-
+    """All prompt tokens on one of four replicas: its attention takes four times the work, the experts' is the same."""
     law = pool_laws(scenario())[0]
-    whole = [np.array([value]) for value in (4096.0, 4096.0 * 2048, 0.0, 0.0)]
-    even = law.seconds(Batch(*whole))
-    one = law.seconds(Batch(*whole, Batch(*whole)))
+    whole = [np.array([value]) for value in (16384.0, 16384.0 * 8192, 0.0, 0.0)]
+    even = law.parts(Batch(*whole))
+    one = law.parts(Batch(*whole, Batch(*whole)))
     alike = law.seconds(Batch(*whole, Batch(*(value / 4 for value in whole))))
-    assert alike == pytest.approx(even)
-    assert one > 1.5 * even
+    assert alike == pytest.approx(law.seconds(Batch(*whole)))
+    for name in ("attention", "scores", "dispatch"):
+        assert 2.5 * even[name] < one[name] < 4.5 * even[name], name
+    assert one["experts"] == pytest.approx(even["experts"])
 
 
 def test_both_roads_agree_where_replicas_fill_evenly() -> None:
-    """Tensor parallel alone, one replica: the steady state against the simulation."""
+    """Tensor parallel alone, one replica: the steady state against the simulation. Outputs differ in length, or all
+    requests of the loop would end together."""
     served = scenario(
-        instance={"gpus": 4, "tensor": 4}, workload__requests=3000, workload__limits={},
-        workload__arrivals={"kind": "closed", "concurrency": 64}, workload__output_tokens=100,
+        instance={"gpus": 4, "tensor": 4},
+        workload__requests=3000,
+        workload__limits={},
+        workload__arrivals={"kind": "closed", "concurrency": 64},
+        workload__output_tokens={"low": 50, "high": 350},
         workload__input_tokens=500,
-    )  # fmt: skip
+    )
     simulated, estimated = moesim.simulate(served).summary, moesim.estimate(served).summary
     for name in ("output_tokens_per_second_per_gpu", "time_per_output_token", "batch_requests"):
-        assert simulated[name].value == pytest.approx(estimated[name].value, rel=0.08), name
+        assert simulated[name].value == pytest.approx(estimated[name].value, rel=0.1), name
 
 
-def test_more_rate_costs_latency_and_gives_throughput() -> None:
-    found = [
-        moesim.simulate(scenario(workload__arrivals={"kind": "poisson", "rate": rate})).summary
-        for rate in (10, 80, 320)
-    ]
-    for name in ("time_per_output_token", "output_tokens_per_second", "batch_requests"):
+def test_more_rate_gives_more_throughput_from_larger_batches() -> None:
+    arrivals = [{"kind": "poisson", "rate": rate} for rate in (10, 40, 160)]
+    found = [moesim.simulate(scenario(workload__arrivals=each)).summary for each in arrivals]
+    for name in ("output_tokens_per_second", "batch_requests", "kv_cache_use"):
         assert (np.diff([summary[name].value for summary in found]) > 0).all(), name
 
 
 def test_bursts_cost_latency() -> None:
+    """Two seats a replica: what comes in a burst waits for one."""
+    kinds = ({"kind": "poisson", "rate": 20}, {"kind": "bursty", "rate": 20, "burstiness": 16})
     even, bursts = (
-        moesim.simulate(scenario(workload__arrivals=arrivals, workload__requests=1500)).summary
-        for arrivals in ({"kind": "poisson", "rate": 300}, {"kind": "bursty", "rate": 300, "burstiness": 16})
+        moesim.simulate(scenario(workload__arrivals=each, workload__requests=1000, engine__max_requests=2)).summary
+        for each in kinds
     )
-    assert bursts["time_to_first_token_p99"].value > 1.15 * even["time_to_first_token_p99"].value
+    assert bursts["time_to_first_token_p99"].value > 2 * even["time_to_first_token_p99"].value
 
 
 def test_a_queue_that_grows_is_told() -> None:
@@ -339,18 +346,17 @@ def test_bins_split_stretches_without_loss(lengths: list[tuple[float, float]], c
 
 
 def test_rates_leave_filling_and_draining_out() -> None:
-    """A closed loop of equal requests: the whole run is slowed by its beginning and end, the window is not."""
-    served = scenario(
-        workload__arrivals={"kind": "closed", "concurrency": 200}, workload__requests=1000, workload__limits={}
-    )
-    laws = pool_laws(served)
-    run = simulate_requests(engine_pools(served, laws), draw_requests(served.workload, Streams(0)))
+    """A closed loop under a law of fixed iterations: its beginning and end slow the whole run, not the window."""
+    served = scenario(workload__limits={})
+    outputs = np.random.default_rng(0).integers(20, 120, 1000)
+    run = simulate_requests([pool(LinearLaw(constant=0.02))], requests(np.zeros(1000), 100, outputs, concurrency=200))
     begin, end, said = metrics.window(run)
-    assert said == "while the middle 80 % of requests ended"
-    whole = run.requests.output_tokens.sum() / run.times.end.max()
+    assert said == "of the time when the deployment neither fills nor runs dry"
     told = metrics.rate_metrics(run, metrics.Latencies(run, served), served, 0.1)
-    assert told["output_tokens_per_second"].value > 1.02 * whole
-    assert told["requests_per_second"].value == pytest.approx(800 / (end - begin), rel=0.01)
+    # 200 in the batch, a token each 20 ms: the first one in the iteration that computes the prompt.
+    assert told["output_tokens_per_second"].value == pytest.approx(200 / 0.02, rel=0.02)
+    assert told["output_tokens_per_second"].value > 1.05 * outputs.sum() / run.times.end.max()
+    assert told["requests_per_second"].value == pytest.approx(700 / (end - begin), rel=0.02)
 
 
 # Files, tables, pages
@@ -409,8 +415,6 @@ def test_one_folder_holds_one_result(result: ServingResult, tmp_path: Path) -> N
 
 
 def test_the_page_is_whole_and_escapes_the_user(result: ServingResult) -> None:
-    from dataclasses import replace
-
     page = write_serving_html(replace(result, question="<script>alert(1)</script>"))
     assert "<script>alert" not in page
     for heading in ("Summary", "Latency", "Batch", "KV cache", "Imbalance", "Iterations", "Memory", "Scenario"):

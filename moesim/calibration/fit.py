@@ -36,7 +36,8 @@ DATE_VARIABLE = "SOURCE_DATE_EPOCH"
 class Calibration:
     """What was fitted: `entries` by calibration name, as the file has them; `left_out` gives the laws and rows that
     have no fit, with the reason; `notes` what a reader should know; `rows` counts table rows, training steps and
-    serving throughputs used; `moved` has coefficients of steps and serving that moved, with the shipped and the fitted value."""
+    serving throughputs used; `moved` has coefficients of steps and serving that moved, with the shipped and the fitted
+    value."""
 
     name: str
     path: Path | None

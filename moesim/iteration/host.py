@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from moesim import catalog
 from moesim.costs.compute import coefficients
+from moesim.iteration.stack import compiled
 from moesim.scenario.serving import ServingScenario
 from moesim.specs.parameters import FORWARD_AND_BACKWARD
 from moesim.specs.serving import InstanceSpec
@@ -31,7 +32,7 @@ class Host:
     def _launches(self) -> float:
         """Seconds to issue all kernels of an iteration one by one: a training step's forward without its backward."""
         model, data = self.scenario.model, coefficients(self.scenario.cluster.calibration)
-        if self.scenario.cluster.gpu.generation in data["compiled"]:
+        if self.scenario.cluster.gpu.generation in data["compiled"] or compiled(self.scenario.stack):
             return 0.0
         host = data["host"]
         routed = model.moe_layers if model.is_moe else 0

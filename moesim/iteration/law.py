@@ -132,8 +132,8 @@ class IterationLaw:
         return transfer_seconds(self.scenario, self.instance, np.asarray(tokens, np.float64) * each)
 
     def _layers(self, tokens: Floats, even: Floats, peak: Floats, prompts: NDArray[np.bool_]) -> dict[str, Floats]:
-        """Seconds [B] by part of all layers, for `tokens` of the busiest replica and `even` of the mean one, rows `peak`
-        times the expected. The busiest sender is the busiest replica, the busiest receiver that of the rows."""
+        """Seconds [B] by part of all layers, for `tokens` of the busiest replica and `even` of the mean one, rows
+        `peak` times the expected. The busiest sender is the busiest replica, the busiest receiver that of the rows."""
         model = self.scenario.model
         routed = model.moe_layers if model.is_moe else 0
         halves = 2.0 if self.scenario.engine.two_batch_overlap and self.exchange.exchanges else 1.0
@@ -223,8 +223,8 @@ class IterationLaw:
         return max(1.0, work.input_tokens.average if work.input_tokens else float(_SEQUENCE))
 
     def _sums(self, tokens: Floats) -> Floats:
-        """Tensor-parallel sums of all layers: one behind attention, one behind the feed-forward part, where the experts'
-        partial sums are added too unless they came back from other ranks."""
+        """Tensor-parallel sums of all layers: one behind attention, one behind the feed-forward part, where the partial
+        sums of experts are added too unless they came back from other ranks."""
         model, tensor = self.scenario.model, self.instance.tensor
         routed = model.moe_layers if model.is_moe else 0
         one = self.exchange.all_reduce(tokens, tensor)

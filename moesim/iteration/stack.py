@@ -57,6 +57,11 @@ def stack_note(name: str, measured: str | None = None) -> str:
     return f"serving stack: {told}, {used} answered"
 
 
+def compiled(name: str, measured: str | None = None) -> bool:
+    """Whether the stack enqueues a whole model at once, so that no host issues kernels one by one."""
+    return nearest(name, measured) in _data(measured)["compiled"]
+
+
 def expert_kernels(name: str, measured: str | None = None) -> str | None:
     """The family of expert kernels that a stack runs; None for the default."""
     found = _data(measured)["experts"].get(product(name))

@@ -13,10 +13,13 @@ class Stated(Protocol):
     """A scenario as far as rules on its model, cluster and routing look at it."""
 
     @property
-    def model(self) -> ModelSpec: ...
+    def model(self) -> ModelSpec:
+        """The model."""
 
     @property
-    def cluster(self) -> ClusterSpec: ...
+    def cluster(self) -> ClusterSpec:
+        """The cluster."""
 
     @property
-    def routing(self) -> RoutingSpec: ...
+    def routing(self) -> RoutingSpec:
+        """The router and its load."""

@@ -14,9 +14,9 @@ from moesim.specs.serving import ServingWorkload
 
 @dataclass(frozen=True)
 class Demand:
-    """Mean tokens of a request: `prompt`, of which `cached` are there already, and `output`. `rate` in requests a second,
-    or a `concurrency` that is kept. `burstiness`: squared coefficient of variation of the gaps between arrivals,
-    `prompt_variation` that of prompt tokens."""
+    """Mean tokens of a request: `prompt`, of which `cached` are there already, and `output`. `rate` in requests a
+    second, or a `concurrency` that is kept. `burstiness`: squared coefficient of variation of the gaps between
+    arrivals, `prompt_variation` that of prompt tokens."""
 
     prompt: float
     cached: float

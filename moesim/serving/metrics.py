@@ -84,13 +84,15 @@ def _ranged(values: Floats, statistic: Callable[[Floats], float], unit: str, err
 
 def window(run: Run) -> tuple[float, float, str]:
     """The time in which rates are measured, and its name: between the tenth and ninetieth hundredth of the requests'
-    ends, where the deployment is neither filling nor running dry; the whole run where that is shorter than a request.
+    ends and before the last arrival, where the deployment is neither filling nor running dry; the whole run where that
+    is shorter than a request.
     """
     times = run.times
     begin, end = (float(value) for value in np.quantile(times.end, (0.1, 0.9)))
+    end = min(end, float(times.arrival.max()))
     if end - begin < float(np.median(times.end - times.arrival)):
         return float(times.arrival.min()), float(times.end.max()), "over the whole run"
-    return begin, end, "while the middle 80 % of requests ended"
+    return begin, end, "of the time when the deployment neither fills nor runs dry"
 
 
 def rate_metrics(run: Run, found: Latencies, scenario: ServingScenario, error: float) -> dict[str, Quantity]:

@@ -1,4 +1,4 @@
-"""Whether a serving scenario can be: weights and buffers beside a KV cache, and requests no faster than they are served."""
+"""Whether a serving scenario can be: weights and buffers beside a KV cache, requests no faster than they are served."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class DisaggregatedSpec(Spec):
 
 
 class LengthsSpec(Spec):
-    """How many tokens: `mean`, log-normal with standard `deviation` where one is given; or uniform from `low` to `high`.
+    """How many tokens: `mean`, log-normal with standard `deviation` where one is given; or uniform, `low` to `high`.
 
     A plain number stands for its mean.
     """
@@ -128,7 +128,9 @@ def _lengths(value: Any) -> Any:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return {"mean": value}
     if not isinstance(value, (Mapping, LengthsSpec)):
-        raise ValueError(f"expected a number, {{mean, deviation}}, or {{low, high}}, got {shorten(value)!r}")
+        raise ValueError(  # noqa: TRY004 - pydantic takes no other for a mistake in the input
+            f"expected a number, {{mean, deviation}}, or {{low, high}}, got {shorten(value)!r}"
+        )
     return value
 
 

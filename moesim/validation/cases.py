@@ -1,11 +1,11 @@
 """Validation cases: one published or own measurement each, read from files that hold a list of them.
 
-A case has `id`, `kind`, an `op` (or, for a training step and serving, a `scenario`: its keys, or a file's path from the case file's
-folder), what was `measured`, and may have a `source`, `ratio_to` (top-level keys of a second scenario that differ from
-the first's: what was measured is then the first's over the second's), a `tolerance` (relative, one for all metrics or
-by metric) and `known`, the reason for which a law is known to fail there. An item `defaults` in the list holds
-`source`, `tolerance` and `known` of the cases after it, by kind where it says so, and `limits` on the error statistics
-of all of them together. A case that cannot be used stays, with its problem.
+A case has `id`, `kind`, an `op` (or, for a training step and serving, a `scenario`: its keys, or a file's path from the
+case file's folder), what was `measured`, and may have a `source`, `ratio_to` (top-level keys of a second scenario that
+differ from the first's: what was measured is then the first's over the second's), a `tolerance` (relative, one for all
+metrics or by metric) and `known`, the reason for which a law is known to fail there. An item `defaults` in the list
+holds `source`, `tolerance` and `known` of the cases after it, by kind where it says so, and `limits` on the error
+statistics of all of them together. A case that cannot be used stays, with its problem.
 """
 
 from __future__ import annotations
