@@ -183,9 +183,16 @@ class Words:
         found += [*self.overturned(plan), *self.own(plan)]
         found += [self.relaxed(plan, one) for one in plan.relaxations]
         if not plan.relaxations:
-            several = "No limit alone stands against any candidate: several have to give, or other GPUs be allowed."
-            found += self.too_few(plan) or [several]
+            found += self.too_few(plan) or [self.several(plan.closest)]
         return tuple(found)
+
+    def several(self, closest: Row | None) -> str:
+        """That one weaker limit is not enough, and which ones together would admit the closest."""
+        head = "No limit alone stands against any candidate: several have to give, or other GPUs be allowed."
+        if closest is None:
+            return head
+        needs = " and ".join(self.weaker(key, closest) for key in closest.over)
+        return f"{head} The closest needs {needs}."
 
     def relaxed(self, plan: ModelPlan, one: Relaxation) -> str:
         """Which weaker limit would admit a candidate."""

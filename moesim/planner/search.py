@@ -15,6 +15,7 @@ from moesim.errors import UserError
 from moesim.planner.answers import Answer, Road
 from moesim.planner.candidate import scenario_at
 from moesim.planner.figures import Figures, Limit, best_first, distance, excesses
+from moesim.planner.legality import RULES
 from moesim.planner.pareto import axes_of, front
 from moesim.planner.plan import Row, row_figures
 from moesim.planner.pool import Pool
@@ -128,7 +129,9 @@ def _place(question: Question, found: Sieve) -> int | None:
 
 
 def _nothing_legal(question: Question, rejected: dict[str, int], total: int) -> str:
-    told = ", ".join(f"{code} ({count:,})" for code, count in sorted(rejected.items(), key=lambda item: -item[1])[:4])
+    meanings = {rule.code: rule.meaning for rule in RULES}
+    most = sorted(rejected.items(), key=lambda item: -item[1])[:4]
+    told = ", ".join(f"{code} ({count:,}: {meanings.get(code, code)})" for code, count in most)
     model = question.base.model.name
     return f"{question.spec.name}: none of {total:,} combinations is a legal layout of {model}; broken rules: {told}"
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
-from moesim.columns import SUMMARY
+from moesim.columns import SERVING, SUMMARY
 from moesim.errors import UnitError, nearest_hint, shorten
 from moesim.specs.base import Spec
 from moesim.units import UNITS, parse
@@ -91,8 +91,8 @@ class SweepSpec(Spec):
     @classmethod
     def _metrics_are_known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for name in value:
-            if name not in SUMMARY:
-                raise ValueError(f"unknown metric {shorten(name)!r}{nearest_hint(name, SUMMARY)}")
+            if name not in SUMMARY and name not in SERVING:
+                raise ValueError(f"unknown metric {shorten(name)!r}{nearest_hint(name, {**SUMMARY, **SERVING})}")
         return tuple(dict.fromkeys(value))
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from moesim.errors import UnitError, UserError, shorten
 from moesim.specs.explain import explain
 from moesim.specs.sweep import Range
-from moesim.units import UNITS, parse
+from moesim.units import UNITS, parse, show
 
 Kind = Range | tuple[float, ...]
 _AROUND = re.compile(r"\s*(?:\+-|\+/-|±)\s*([\d.]+)\s*%\s*\Z")
@@ -48,6 +48,8 @@ def _read(wanted: Any, base: float | None, unit: str) -> tuple[Kind, str]:
         raise UserError(f"{shorten(wanted)} is no range; {_HOW}")
     values, unit = _numbers(list(wanted), unit)
     if len(values) == 2:
+        if not values[0] < values[1]:
+            raise UserError(f"{show(values[0], unit)} is not below {show(values[1], unit)}: the lower end comes first")
         return Range(low=values[0], high=values[1]), unit
     return tuple(sorted(set(values))), unit
 

@@ -16,8 +16,9 @@ import yaml
 
 from moesim import catalog
 from moesim.catalog.yaml_files import read_mapping
-from moesim.errors import UserError, nearest_hint
+from moesim.errors import ScenarioError, UserError, nearest_hint
 from moesim.network.coefficients import law
+from moesim.scenario.loading import load
 from moesim.scenario.scenario import Scenario
 from moesim.specs.cluster import TREES
 from moesim.specs.sweep import Range
@@ -92,12 +93,24 @@ def _asked(scenario: Scenario, field: str, wanted: Any, known: Mapping[str, Inpu
     if unit == FACTOR and field not in known:
         raise UserError(f"{field}: {recorded_note(scenario) or 'a model without experts has no routing'}")
     base = known[field].base if field in known else base_value(scenario, field)
+    if base is None and field not in known:
+        _must_exist(scenario, field)
     kind, unit = read_range(field, wanted, base, unit)
     if unit != FACTOR:
         return Input(label, field, kind, base, unit, "as asked", _field(field), asked=True)
     if field == "stack" and isinstance(kind, Range):
         kind = _levels(kind.low, kind.high)
     return replace(known[field], kind=kind, why="as asked", asked=True)
+
+
+def _must_exist(scenario: Scenario, field: str) -> None:
+    """Raises the `ScenarioError` of a misspelt field, before its range is read."""
+    try:
+        load(scenario.document(), [f"{field}=1"])
+    except ScenarioError as error:
+        unknown = [problem for problem in error.problems if problem.what.startswith("unknown key")]
+        if unknown:
+            raise ScenarioError(unknown, scenario.name) from error
 
 
 def base_value(scenario: Scenario, field: str) -> float | None:
