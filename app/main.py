@@ -1,4 +1,4 @@
-"""The dashboard's front page: its seven pages under one bar; `moesim dashboard` runs this file."""
+"""The dashboard's front page: its pages under one bar. `server.py` serves it; Streamlit alone can run it too."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from pathlib import Path
 import streamlit as st
 
 from shared import links, shown
+from shared.pages import HOME, PAGES
 from views import catalog, compare, plan, sweep, traces, validation, what_if
 
-PAGES = (
-    ("What if", "what-if", what_if.page, ":material/tune:"),
-    ("Plan", "plan", plan.page, ":material/search:"),
-    ("Compare", "compare", compare.page, ":material/compare_arrows:"),
-    ("Sweep", "sweep", sweep.page, ":material/grid_on:"),
-    ("Traces", "traces", traces.page, ":material/route:"),
-    ("Validation", "validation", validation.page, ":material/fact_check:"),
-    ("Catalog", "catalog", catalog.page, ":material/menu_book:"),
-)
+DRAWN = {
+    "what-if": what_if.page,
+    "plan": plan.page,
+    "compare": compare.page,
+    "sweep": sweep.page,
+    "traces": traces.page,
+    "validation": validation.page,
+    "catalog": catalog.page,
+}
 
 # A picture of our own: a named icon would be fetched from another host.
 st.set_page_config(page_title="moesim", page_icon=str(Path(__file__).with_name("icon.png")), layout="wide")
 pages = {
-    path: st.Page(page, title=title, icon=icon, url_path=path, default=path == "what-if")
-    for title, path, page, icon in PAGES
+    path: st.Page(DRAWN[path], title=title, icon=icon, url_path=path, default=path == HOME)
+    for path, (title, icon) in PAGES.items()
 }
 links.register(pages)
-st.html(shown.STYLE)
+st.html(shown.style())
 st.navigation(list(pages.values()), position="top").run()

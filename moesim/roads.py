@@ -10,10 +10,15 @@ from moesim.engine.run import Progress, simulate_model
 from moesim.errors import InternalError, UserError
 from moesim.network.dispatchers import DISPATCHERS
 from moesim.network.topology import group
+from moesim.provenance import Quantity
+from moesim.results.account import Account
 from moesim.results.assemble import require_memory
 from moesim.results.dispatcher_table import DispatcherRow, ordered
 from moesim.results.link_use import LinkUse, link_use_of
+from moesim.results.observed import Observed
 from moesim.results.result import Result
+from moesim.results.routing_metrics import routing
+from moesim.results.uncertainty import Uncertainty
 from moesim.scenario.scenario import Scenario
 from moesim.scenario.serving import ServingScenario
 from moesim.step.memory import memory_parts
@@ -112,6 +117,13 @@ def link_use(scenario: Scenario) -> LinkUse:
     if routed is None:
         raise InternalError("a model with experts has routed work")
     return link_use_of(model, routed)
+
+
+def routing_metrics(scenario: Scenario) -> dict[str, Quantity]:
+    """The metrics of routing alone, as the closed form has them, without the step: several times quicker."""
+    model = _closed_form(scenario)
+    account = Account(model, expected_work(model), Observed((0.0,), {}, {}))
+    return routing(account, Uncertainty(account))
 
 
 def choose_dispatcher(scenario: Scenario) -> tuple[str, str]:

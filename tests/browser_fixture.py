@@ -20,7 +20,7 @@ FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
-MAIN = Path(__file__).parents[1] / "app" / "main.py"
+MAIN = Path(__file__).parents[1] / "app" / "server.py"
 PATIENCE = 120
 QUIET = 5
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 400, "height": 800}

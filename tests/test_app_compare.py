@@ -33,7 +33,7 @@ def test_it_opens_with_two_scenarios_and_says_what_makes_the_difference() -> Non
     assert row["A mixtral-8x7b-64-h100"] == shown(first.summary["step_time"].value, "s")
     assert row["B mixtral-8x7b-64-h100"] == shown(second.summary["step_time"].value, "s")
     ratio = second.summary["step_time"].value / first.summary["step_time"].value
-    assert row["ratio to A: B"] == pytest.approx(ratio, rel=1e-3)
+    assert float(row["ratio to A: B"]) == pytest.approx(ratio, rel=1e-3)
     why = moesim.compare([first, second]).explanations[0]
     largest = why.parts[0][0]
     assert any(largest in text.value for text in app.markdown)

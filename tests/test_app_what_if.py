@@ -201,7 +201,7 @@ def test_typed_changes_reach_any_key() -> None:
 
 
 PICTURES = {
-    "step": ["step-by-part", "memory-by-part"],
+    "step": ["step-stacked", "step-by-part", "memory-by-part"],
     "routing": ["expert-load", "drops-curve", "imbalance-curve"],
     "network": ["link-use", "dispatch-traffic"],
 }

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import moesim
-from moesim import curves
+from moesim import curves, roads
 from moesim.provenance import Quantity
 from moesim.results.curve import Curve, Point
 from moesim.results.curve_charts import curve_chart
@@ -119,3 +119,12 @@ def _rows(spec: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of the picture's first part."""
     data = spec["layer"][0].get("data") or spec["data"]
     return data["values"] if "values" in data else spec["datasets"][data["name"]]
+
+
+@pytest.mark.parametrize("name", ["mixtral-8x7b-64-h100", "deepseek-v3-2048-h800"])
+def test_routing_alone_says_what_the_whole_estimate_says_of_it(name: str) -> None:
+    scenario = moesim.load(SCENARIOS / f"{name}.yaml")
+    whole = moesim.estimate(scenario, even_if_infeasible=True).summary
+    alone = roads.routing_metrics(scenario)
+    assert set(curves.DROPS) | set(curves.IMBALANCE) <= set(alone)
+    assert alone == {metric: whole[metric] for metric in alone}

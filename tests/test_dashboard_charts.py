@@ -12,9 +12,10 @@ import moesim
 from moesim import listing, shipped
 from moesim.catalog import recorded
 from moesim.errors import ScenarioError, UserError
-from moesim.results import goodness_chart
+from moesim.results import chart_theme, goodness_chart
 from moesim.results.compare_inputs import differences
 from moesim.results.overrides import overrides_between
+from moesim.results.trace_charts import TraceCharts
 from moesim.routing.profile import RoutingProfile
 from moesim.sweeps import charts as sweep_charts
 from moesim.sweeps.result import Sweep
@@ -178,3 +179,31 @@ def test_every_entry_tells_its_sources(kind: str) -> None:
         for source in listing.sources(kind, entry["name"]):
             assert source["field"] is not None
             assert len(source) > 1
+
+
+def test_legends_of_long_names_stand_above_in_as_many_columns_as_fit() -> None:
+    names = {"domain": ["the batch's own sequences", "sampling", "popularity of experts"]}
+    spec = {"mark": "bar", "encoding": {"color": {"field": "a", "type": "nominal", "scale": names, "legend": {}}}}
+    legend = chart_theme.themed(spec, dark=False)["encoding"]["color"]["legend"]
+    assert legend["orient"] == "top"
+    assert legend["columns"] == {"expr": f"max(1, min(8, floor(width / {30 + 6 * (25 + 21) // 2})))"}
+    spec["encoding"]["color"]["legend"] = {"orient": "bottom", "columns": 3}
+    assert chart_theme.themed(spec, dark=False)["encoding"]["color"]["legend"]["orient"] == "bottom"
+
+
+def test_dark_pages_lighten_marks_and_scales_that_would_drown() -> None:
+    scale = {"scheme": {"name": "viridis", "extent": [0.0, 0.85]}}
+    spec = {"mark": {"type": "line", "color": "#0072B2"}, "encoding": {"color": {"field": "a", "scale": scale}}}
+    drawn = chart_theme.themed(spec, dark=True)
+    assert drawn["mark"]["color"] == "#3D9BD9"
+    assert drawn["encoding"]["color"]["scale"]["scheme"]["extent"] == [0.3, 1.0]
+    light = chart_theme.themed(spec, dark=False)
+    assert light["mark"] == spec["mark"]
+    assert light["encoding"]["color"]["scale"] == scale
+
+
+def test_a_line_of_comparison_is_labelled_within_the_picture_whatever_its_width() -> None:
+    trace = store.load(recorded.find("traces", "cpu-small-gshard-top-2"))
+    layers = TraceCharts(inspect(trace)).locality().to_dict()["layer"]
+    (label,) = [layer for layer in layers if layer["mark"]["type"] == "text"]
+    assert label["encoding"]["x"] == {"value": "width"}

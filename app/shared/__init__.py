@@ -26,6 +26,7 @@
 - `shown`: `tile` (number, change, range, basis), `chart_with_table(chart, frame, key, name)` (theme, table, downloads;
   `select=True` returns selections), `kept_chart(content key, build)`, `table`, `downloads`, `problems`, `plain`
   (text that Markdown leaves alone: use it for all text that a user or a file wrote), `dark()`.
+- `files`: which files a scenario may name where other machines reach the dashboard: `answers` asks it before it loads.
 - Widget keys begin with the page's name. Every widget that changes the state does so in `on_change` by `links.put`.
 - Slow work runs on a button with `st.progress` (see `views/what_if_run.py`); nothing slow runs on page load.
 - Tests: `tests/app_fixture.py` `open_page("sweep", scenario="olmoe-8-h100")` runs main.py on that page (AppTest).

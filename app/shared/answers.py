@@ -19,8 +19,12 @@ import moesim
 from moesim import shipped
 from moesim.catalog.yaml_files import parse_mapping, read_mapping
 from moesim.errors import InternalError, MoesimError, Problem, ScenarioError, shorten
+from moesim.files import plain_name
 from moesim.results.assemble import require_memory
-from moesim.scenario.loading import override_key
+from moesim.scenario.loading import load_serving, load_training, override_key
+from moesim.scenario.serving import ServingScenario
+from moesim.serving.result import ServingResult
+from shared import files
 
 T = TypeVar("T")
 
@@ -94,36 +98,58 @@ def kept(kind: str, size: int) -> Kept:
 
 
 def scenario_files() -> dict[str, Path]:
-    """Name -> file of every shipped scenario."""
+    """Name -> file of every shipped scenario of training."""
     return shipped.scenarios()
+
+
+def serving_files() -> dict[str, Path]:
+    """Name -> file of every shipped scenario of serving."""
+    folders = {path.parent / "serving" for path in shipped.scenarios().values()}
+    return {f"serving/{path.stem}": path for folder in folders for path in sorted(folder.glob("*.yaml"))}
 
 
 def scenario(name: str, settings: tuple[str, ...] = ()) -> Answer[moesim.Scenario]:
     """The shipped scenario `name` with overrides applied."""
-    files = scenario_files()
-    if name not in files:
+    known = scenario_files()
+    if name not in known:
         return Answer(problems=(Problem("scenario", f"no scenario {shorten(name)!r} is shipped"),))
-    ask = lambda: attempt(lambda: moesim.load(files[name], settings))  # noqa: E731
-    return kept("scenarios", ESTIMATES).get((name, settings), ask)
+    ask = lambda: _read(known[name], settings, load_training)  # noqa: E731
+    return kept("scenarios", ESTIMATES).get((name, settings, files.opened_wider()), ask)
+
+
+def serving(name: str, settings: tuple[str, ...] = ()) -> Answer[ServingScenario]:
+    """The shipped serving scenario `name` with overrides applied."""
+    ask = lambda: _read(serving_files()[name], settings, load_serving)  # noqa: E731
+    return kept("scenarios", ESTIMATES).get((name, settings, files.opened_wider()), ask)
+
+
+def _read(path: Path, settings: tuple[str, ...], load: Callable[[Path, tuple[str, ...]], T]) -> Answer[T]:
+    """A shipped file under overrides; files of this machine are not for readers on other machines."""
+    named = attempt(lambda: files.refused(read_mapping(path), settings))
+    if named.problems or named.value:
+        return Answer(problems=named.problems or named.need())
+    return attempt(lambda: load(path, settings))
 
 
 def own_scenario(text: str, name: str, settings: tuple[str, ...] = ()) -> Answer[moesim.Scenario]:
     """The scenario in the text of a YAML file that the reader brought, with overrides applied."""
-    key = (hashlib.blake2b(text.encode(), digest_size=16).hexdigest(), name, settings)
+    key = (hashlib.blake2b(text.encode(), digest_size=16).hexdigest(), name, settings, files.opened_wider())
 
     def ask() -> moesim.Scenario:
         document = parse_mapping(text, name)
-        return moesim.load({"name": name, **document}, settings)
+        named = files.refused(document, settings)
+        if named:
+            raise ScenarioError(named, name)
+        return load_training({"name": plain_name(name), **document}, settings)
 
     return kept("scenarios", ESTIMATES).get(key, lambda: attempt(ask))
 
 
 def written(name: str, settings: tuple[str, ...]) -> Answer[dict[str, Any]]:
     """The scenario file `name` with overrides put in, as it would be written by hand: no defaults filled in."""
-    files = scenario_files()
 
     def ask() -> dict[str, Any]:
-        document = read_mapping(files[name])
+        document = read_mapping({**scenario_files(), **serving_files()}[name])
         for setting in settings:
             document = override_key(document, setting)
         return document
@@ -143,6 +169,18 @@ def estimate(asked: moesim.Scenario) -> Answer[moesim.Result]:
     return kept("estimates", ESTIMATES).get((asked.name, asked.key), ask)
 
 
+def steady(asked: ServingScenario) -> Answer[ServingResult]:
+    """The steady state in closed form, also where there is none (a note says what limits it)."""
+    ask = lambda: attempt(lambda: moesim.estimate(asked, even_if_infeasible=True))  # noqa: E731
+    return kept("estimates", ESTIMATES).get((asked.name, asked.key), ask)
+
+
+def serve(asked: ServingScenario, progress: Callable[[str, float], None] | None = None) -> Answer[ServingResult]:
+    """The simulation of all requests; `progress(what, share)` hears how far it is."""
+    ask = lambda: attempt(lambda: moesim.simulate(asked, progress))  # noqa: E731
+    return kept("simulations", SIMULATIONS).get((asked.name, asked.key), ask)
+
+
 def seconds(asked: moesim.Scenario) -> float:
     """How long the closed form of `asked` took; infinite where it has not been asked."""
     return kept("seconds", ESTIMATES).get(asked.key, lambda: math.inf)
@@ -160,6 +198,6 @@ def memory_problem(asked: moesim.Scenario, result: moesim.Result) -> tuple[Probl
     return tuple(Problem("cluster.gpu", problem.what) for problem in refused.problems)
 
 
-def simulated(asked: moesim.Scenario) -> bool:
+def simulated(asked: moesim.Scenario | ServingScenario) -> bool:
     """Whether the simulation of `asked` is kept already."""
     return kept("simulations", SIMULATIONS).holds((asked.name, asked.key))

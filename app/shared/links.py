@@ -14,6 +14,8 @@ from urllib.parse import urlencode
 
 import streamlit as st
 
+from shared.pages import HOME
+
 State = dict[str, tuple[str, ...]]
 
 MOST_VALUES = 64
@@ -112,7 +114,6 @@ def _inside(place: str, path: str) -> bool:
     return place == path or place.startswith(f"{path}.")
 
 
-HOME = "what-if"
 _TOUCHED = "links/touched"
 _WRITTEN = "links/written"
 _PAGES = "links/pages"

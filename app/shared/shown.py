@@ -30,6 +30,7 @@ STYLE = """<style>
 .stMainBlockContainer { padding: 4rem clamp(1rem, 3vw, 3rem) 3rem; }
 .stMainBlockContainer h1 { font-size: 1.9rem; padding: 0 0 .3rem; }
 [data-testid="stMetricValue"] { font-size: 1.45rem; }
+[data-testid="stMetricValue"] * { white-space: normal; overflow: visible; line-height: 1.2; }
 [data-testid="stMetricLabel"] p { white-space: normal; line-height: 1.2; }
 [data-testid="stMetricDelta"] { font-size: .8rem; }
 [data-testid="stSidebarUserContent"] { padding-bottom: 2rem; }
@@ -37,11 +38,21 @@ STYLE = """<style>
 [class*="st-key-tiles"] > div > div { padding: .7rem .8rem; }
 </style>"""
 """Less empty space, and numbers that fit their tiles."""
+STYLE_DARK = """<style>
+[data-testid="stBaseButton-primary"], [data-testid="stBaseButton-primary"] p,
+[data-testid="stMultiSelect"] [data-tag], [data-testid="stMultiSelect"] [data-tag] * { color: #0E1117; }
+</style>"""
+"""Dark letters on the light blue of a dark page, where white ones reach a contrast of 2.3 to 1 only."""
 
 MOST_ROWS = 50_000
 _PICTURES = 128
 _TILE = 172
 _EVERY = 0.2
+
+
+def style() -> str:
+    """What every page begins with."""
+    return STYLE + STYLE_DARK if dark() else STYLE
 
 
 def dark() -> bool:
@@ -112,13 +123,30 @@ def chart_with_table(
     spec = chart if isinstance(chart, dict) else chart.to_dict()
     options: dict[str, Any] = {"on_select": "rerun"} if select else {}
     drawn = [themed(picture, dark()) for picture in pictures(spec)]
+    if len(drawn) > 1 and "title" in spec:
+        _heading(spec["title"])
     places = st.columns(columns) if columns and len(drawn) > 1 else [st.container() for _ in drawn]
-    picked = [
-        place.vega_lite_chart(None, picture, theme=None, width="stretch", key=f"chart-{key}-{number}", **options)
-        for number, (place, picture) in enumerate(zip(places, drawn, strict=False))
-    ]
+    picked = []
+    for number, (place, picture) in enumerate(zip(places, drawn, strict=False)):
+        with place.container(gap="small"):
+            _heading(picture.pop("title", None))
+            at = f"chart-{key}-{number}"
+            picked.append(st.vega_lite_chart(None, picture, theme=None, width="stretch", key=at, **options))
     table(frame, key, name)
     return picked[0]
+
+
+def _heading(title: Any) -> None:
+    """A picture's title as text of the page: it wraps where a picture would cut it off."""
+    if not title:
+        return
+    text, below = (title.get("text"), title.get("subtitle")) if isinstance(title, dict) else (title, "")
+    lines = [f"**{plain(_words(text))}**", *([f":small[:gray[{plain(_words(below))}]]"] if below else [])]
+    st.markdown("  \n".join(lines))
+
+
+def _words(text: Any) -> str:
+    return "; ".join(map(str, text)) if isinstance(text, list) else str(text or "")
 
 
 def kept_chart(key: Hashable, build: Callable[[], Any]) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def _metrics(comparison: Comparison) -> None:
         for place, (name, value, ratio) in enumerate(zip(comparison.names, metric.values, metric.ratios, strict=True)):
             row[name] = shown.value_text(value.value, metric.unit) if value else "–"
             if place:
-                row[f"ratio to A: {name[:1]}"] = None if ratio is None else float(f"{ratio:.4g}")
+                row[f"ratio to A: {name[:1]}"] = "–" if ratio is None else f"{ratio:.4g}"
         row["basis"] = worst(value.basis for value in metric.values if value)
         rows.append((metric.name, row))
     main = pd.DataFrame([row for name, row in rows if name in MAIN])

@@ -11,7 +11,7 @@ import streamlit as st
 from moesim.catalog.yaml_files import parse_mapping
 from moesim.errors import Problem
 from moesim.sweeps.run import statement
-from shared import answers, fields
+from shared import answers, fields, files
 
 PAGE = "sweep"
 DEFAULT = "olmoe-8-h100"
@@ -57,8 +57,8 @@ class Asked:
 
 def controls() -> Asked:
     """Draws the controls in the sidebar and reads them."""
-    files = answers.scenario_files()
-    name = fields.choice(PAGE, "scenario", "Scenario", files, DEFAULT if DEFAULT in files else next(iter(files)))
+    known = answers.scenario_files()
+    name = fields.choice(PAGE, "scenario", "Scenario", known, DEFAULT if DEFAULT in known else next(iter(known)))
     first = _axis("x", "First axis", "workload.micro_batch")
     second = _axis("y", "Second axis", NONE)
     seeds = fields.number(PAGE, "seeds", "Seeds", 1, 1, 100)
@@ -71,6 +71,11 @@ def controls() -> Asked:
         problems.append(Problem(axes[0][0], "both axes are the same field"))
     written = answers.written(name, settings)
     problems += written.problems
+    for document in (
+        written.value or {},
+        *({field.rpartition(".")[2]: value} for field, values, _ in axes for value in values),
+    ):
+        problems += files.refused(document)
     if problems:
         return Asked(None, (), road, 0, tuple(problems))
     grid = {field: values for field, values, _ in axes}

@@ -20,7 +20,7 @@ from moesim.routing.profile import RoutingProfile
 from moesim.traces import importers, store
 from moesim.traces.counts import Recording
 from moesim.traces.trace import RouterTrace
-from shared import answers
+from shared import answers, files
 
 TYPES = ("safetensors", "npz", "npy", "json", "jsonl", "csv")
 UNSAFE = ("pickle", "torch")
@@ -40,14 +40,14 @@ def take(name: str, content: bytes, format_: str | None, options: str) -> str:
         raise FileError(f"{shorten(name)} has {len(content):,} bytes; at most {most_bytes():,} are taken")
     given = _options(options)
     digest = hashlib.blake2b(content + repr((format_, sorted(given.items()))).encode(), digest_size=8).hexdigest()
-    with TemporaryDirectory(dir=_folder()) as place:
+    with TemporaryDirectory(dir=files.folder()) as place:
         path = Path(place) / _plain_name(name)
         path.write_bytes(content)
         found = _read(path, format_, given)
     answers.kept("recordings", RECORDINGS).get(f"{UPLOADED}{digest}", lambda: found)
     if isinstance(found, RouterTrace):
         _make_room()
-        store.save(found, _folder() / f"{digest}.safetensors")
+        store.save(found, files.folder() / f"{digest}.safetensors")
     return f"{UPLOADED}{digest}"
 
 
@@ -72,7 +72,7 @@ def file_of(name: str) -> Path:
     """The trace file of a recording; raises `UserError` where it has none."""
     if not name.startswith(UPLOADED):
         return recorded.find("traces", name)
-    path = _folder() / f"{_hexadecimal(name.removeprefix(UPLOADED))}.safetensors"
+    path = files.folder() / f"{_hexadecimal(name.removeprefix(UPLOADED))}.safetensors"
     if not path.is_file():
         raise FileError("this link shows an upload that the dashboard does not hold any more: upload it again")
     return path
@@ -88,15 +88,15 @@ def is_there(name: str) -> bool:
 
 def keep_profile(name: str, profile: RoutingProfile) -> Path:
     """Writes the profile that was fitted to a recording; returns its file, for `routing.load.fitted`."""
-    path = _folder() / f"{_plain_name(name)}-fit.safetensors"
+    path = files.folder() / f"{_plain_name(name)}-fit.safetensors"
     profile.save(path)
     return path
 
 
 def _make_room() -> None:
     """Takes the oldest uploads away where there are too many."""
-    files = sorted(_folder().glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
-    for path in files[: max(0, len(files) - MOST_UPLOADS + 1)]:
+    held = sorted(files.folder().glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
+    for path in held[: max(0, len(held) - MOST_UPLOADS + 1)]:
         path.unlink(missing_ok=True)
 
 
@@ -119,13 +119,3 @@ def _plain_name(name: str) -> str:
 
 def _hexadecimal(text: str) -> str:
     return "".join(letter for letter in text if letter in "0123456789abcdef")[:32]
-
-
-def _folder() -> Path:
-    return Path(_temporary().name)
-
-
-@st.cache_resource
-def _temporary() -> TemporaryDirectory[str]:
-    """Gone when the dashboard ends."""
-    return TemporaryDirectory(prefix="moesim-dashboard-", ignore_cleanup_errors=True)

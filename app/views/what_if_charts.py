@@ -12,6 +12,7 @@ import moesim
 from moesim import curves, roads
 from moesim.results.curve import Curve
 from moesim.results.curve_charts import curve_chart
+from moesim.results.step_stack_chart import step_stack
 from moesim.results.topology_chart import topology_chart
 from moesim.results.views import rank_totals
 from shared import answers, shown
@@ -22,14 +23,30 @@ _CURVES = 64
 _WHOLE_MATRIX = 128
 
 
-def draw(view: str, asked: moesim.Scenario, result: moesim.Result) -> None:
+def draw(view: str, asked: moesim.Scenario, result: moesim.Result, baseline: moesim.Result | None) -> None:
     """One view's pictures."""
+    if view == "step":
+        _stack(asked, result, baseline)
     {"step": _step, "routing": _routing, "network": _network}[view](asked, result)
 
 
 def picture(kind: str, asked: moesim.Scenario, result: moesim.Result) -> dict[str, Any]:
     """One of the result's own charts, kept by content."""
     return shown.kept_chart((kind, result.road, asked.key), lambda: getattr(result.charts, kind)())
+
+
+def _stack(asked: moesim.Scenario, result: moesim.Result, baseline: moesim.Result | None) -> None:
+    """The step as a stacked bar, and the baseline's below it."""
+    steps = {"now": result.breakdown, **({"baseline": baseline.breakdown} if baseline else {})}
+    key = ("stack", asked.key, hash(str(baseline.breakdown)) if baseline else None)
+    drawn = shown.kept_chart(key, lambda: step_stack(steps))
+    frame = pd.DataFrame(
+        [
+            {"part": part, **{name: parts.get(part, 0.0) for name, parts in steps.items()}, "unit": "s"}
+            for part in dict.fromkeys(part for parts in steps.values() for part in parts)
+        ]
+    )
+    shown.chart_with_table(drawn, frame, f"{PAGE}-stack", "step-stacked")
 
 
 def _step(asked: moesim.Scenario, result: moesim.Result) -> None:
@@ -128,7 +145,10 @@ def _dispatchers(asked: moesim.Scenario) -> None:
     if not store.holds(asked.key) and not st.button("Compare dispatchers", key=f"{PAGE}-dispatchers"):
         st.caption("Prices the scenario under each of them, the quickest first.")
         return
+    fresh = not store.holds(asked.key)
     found = store.get(asked.key, lambda: answers.attempt(lambda: moesim.compare_dispatchers(asked)))
+    if fresh:
+        st.rerun()  # without its button
     if found.value is None:
         shown.problems(found.problems)
         return

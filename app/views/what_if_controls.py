@@ -7,6 +7,7 @@ where it was made.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ import moesim
 from moesim.catalog.yaml_files import parse_mapping
 from moesim.errors import Problem, UserError
 from moesim.scenario.loading import override_key
+from moesim.scenario.serving import ServingScenario
 from shared import answers, links, shown
 
 PAGE = "what-if"
@@ -51,7 +53,7 @@ class Board:
                 st.warning(shown.plain(problem.what), icon=":material/error:")
 
 
-def board(scenario: moesim.Scenario, settings: Sequence[str], problems: Sequence[Problem]) -> Board:
+def board(scenario: moesim.Scenario | ServingScenario, settings: Sequence[str], problems: Sequence[Problem]) -> Board:
     """The board of a shipped scenario under overrides; those that cannot be read are left out of what is shown."""
     shipped = scenario.document()
     merged = shipped
@@ -135,10 +137,10 @@ def steps(
     places: Sequence[str] = (),
     also: tuple[tuple[str, str], ...] = (),
 ) -> None:
-    """A slider over whole numbers, among them the shipped one and the one that holds."""
-    shipped, current = dig(on.shipped, path), on.value(path)
-    current = current if isinstance(current, int) and not isinstance(current, bool) else shipped
-    known = sorted({*options, *(value for value in (shipped, current) if isinstance(value, int))})
+    """A slider over numbers, among them the shipped one and the one that holds."""
+    shipped, current = (_step(value) for value in (dig(on.shipped, path), on.value(path)))
+    current = shipped if current is None else current
+    known = sorted({*options, *(value for value in (shipped, current) if value is not None)})
     key = f"{PAGE}-{path}"
     st.session_state[key] = current
     edit = Edit(path, shipped, also=also)
@@ -147,6 +149,13 @@ def steps(
     else:
         st.caption(f"{label}: {current}, the only value here")
     on.complain(places or (path,))
+
+
+def _step(value: Any) -> int | float | None:
+    """A finite number, a whole one as such; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return int(value) if value == int(value) else value
 
 
 def toggle(on: Board, label: str, path: str, *, shipped: bool | None = None, help: str | None = None) -> None:  # noqa: A002

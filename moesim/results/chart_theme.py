@@ -22,10 +22,13 @@ _MARKS = {
     INK: DARK["ink"],
 }
 
+_PAINTED = ("range", "value", "fill", "color")
 
 # A page sets the width of the whole picture; its height stays that of the plot, whatever axes and legends need.
 _COLUMN, _SHORT_COLUMN = 150, 105
+_LETTER, _SYMBOL = 6, 30
 _MOST_COLUMNS = 8
+_DARK_EXTENT = [0.3, 1.0]
 _ACROSS = {"type": "fit-x", "contains": "padding"}
 
 
@@ -52,7 +55,8 @@ def _config(colours: dict[str, str]) -> dict[str, Any]:
 
 
 def _narrowed(node: Any) -> Any:
-    """Legends of names in as many columns as the picture's width has room for, and no space kept for longer labels."""
+    """Legends of names above or below the plot, in as many columns as its width has room for, and no space kept for
+    longer labels."""
     if isinstance(node, list):
         return [_narrowed(value) for value in node]
     if not isinstance(node, dict):
@@ -60,22 +64,32 @@ def _narrowed(node: Any) -> Any:
     kept = {key: value for key, value in node.items() if key != "minExtent"}
     found = {key: value if key in ("data", "datasets") else _narrowed(value) for key, value in kept.items()}
     legend = found.get("legend")
-    if isinstance(legend, dict) and found.get("type") == "nominal" and legend.get("direction") != "vertical":
-        most, each = (legend["columns"], _COLUMN) if "columns" in legend else (_MOST_COLUMNS, _SHORT_COLUMN)
-        columns = {"expr": f"max(1, min({most}, floor(width / {each})))"}
-        found["legend"] = {**legend, "columns": columns}
+    named = found.get("type") in ("nominal", "ordinal") and isinstance(legend, dict)
+    if named and legend is not None and legend.get("direction") != "vertical":
+        most, least = (legend["columns"], _COLUMN) if "columns" in legend else (_MOST_COLUMNS, _SHORT_COLUMN)
+        columns = {"expr": f"max(1, min({most}, floor(width / {max(least, _room(found.get('scale')))})))"}
+        found["legend"] = {"orient": "top", **legend, "columns": columns}
     return found
+
+
+def _room(scale: Any) -> int:
+    """Pixels that a column of a legend takes: as wide as the mean of its longest name and the middle one."""
+    names = scale.get("domain") if isinstance(scale, dict) else None
+    letters = sorted(len(str(name)) for name in names) if isinstance(names, list) else []
+    return _SYMBOL + _LETTER * (letters[-1] + letters[len(letters) // 2]) // 2 if letters else 0
 
 
 def _recoloured(node: Any, channel: str | None) -> Any:
     """The node with its colours exchanged; data stay as they are."""
     if isinstance(node, dict):
+        if node.get("name") == "viridis" and "extent" in node:  # its first colours drown in a dark page
+            return {**node, "extent": _DARK_EXTENT}
         return {key: value if key in ("data", "datasets") else _recoloured(value, key) for key, value in node.items()}
     if isinstance(node, list):
         return [_recoloured(value, channel) for value in node]
     if not isinstance(node, str):
         return node
-    return _MARKS.get(node, node) if channel in ("range", "value", "fill") else _TEXT.get(node, node)
+    return _MARKS.get(node, _TEXT.get(node, node)) if channel in _PAINTED else _TEXT.get(node, node)
 
 
 def pictures(spec: dict[str, Any]) -> list[dict[str, Any]]:

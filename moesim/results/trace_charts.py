@@ -215,8 +215,8 @@ def _ordered(field: str, label: str, names: list[str]) -> alt.Color:
 def _rule(at: float, text: str) -> tuple[alt.Chart, alt.Chart]:
     base = alt.Chart(style.rows(5, at=[at], text=[text])).encode(y=alt.Y("at:Q"))
     rule = base.mark_rule(color=INK, strokeDash=[6, 3], strokeWidth=1.5)
-    label = base.mark_text(align="right", baseline="bottom", dy=-3, fontSize=FONT, color=INK)
-    return rule, label.encode(text=alt.Text("text:N"), x=alt.value(WIDTH - 66))
+    label = base.mark_text(align="right", baseline="bottom", dx=-6, dy=-3, fontSize=FONT, color=INK)
+    return rule, label.encode(text=alt.Text("text:N"), x=alt.value("width"))
 
 
 def _busiest(phi: NDArray[Any], copies: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.int64]]:

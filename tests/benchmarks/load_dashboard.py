@@ -2,10 +2,11 @@
 
     python tests/benchmarks/load_dashboard.py [--sessions 20] [--seconds 60] [--pause 1.0]
 
-Each session is a WebSocket to a dashboard that this script starts, as a browser has one: it sends a moved widget, reads
-what comes back until the script has finished, waits a little, and goes on; the time begins when all are open. Told:
-answers, errors, response
-times, and how much memory the dashboard took. Exit code 1 where there was an error or the median is beyond two seconds.
+Each session is a WebSocket to a dashboard that this script starts, as a browser has one: it moves a slider, reads what
+comes back until the script has finished, waits a little, and goes on; the time begins when all are open. A session has
+a routing seed of its own, so that none finds its answers kept for another; a move to what does not run is taken back.
+Told: answers with numbers and with reasons why not, errors, response times of those with numbers, and how much memory
+the dashboard took. Exit code 1 where there was an error or the median is beyond two seconds.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Told:
     times: list[float] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     first: list[float] = field(default_factory=list)
+    refused: int = 0
     moved: int = 0
     processor: float = 0.0
 
@@ -55,10 +57,13 @@ class Session:
 
     def __init__(self, port: int, seed: int) -> None:
         self._random = Random(seed)
-        self._query = urlencode({"scenario": SCENARIOS[seed % len(SCENARIOS)]})
+        own = f"routing.seed={seed + 1}"
+        self._query = urlencode({"scenario": SCENARIOS[seed % len(SCENARIOS)], "set": own})
         self._address = f"ws://127.0.0.1:{port}/_stcore/stream"
         self._origin = f"http://127.0.0.1:{port}"
         self._sliders: dict[str, Any] = {}
+        self._back: tuple[str, str] | None = None
+        self.numbers = 0
         self._page = ""
         self._socket: Any = None
 
@@ -73,19 +78,29 @@ class Session:
     async def move(self) -> bool:
         """Moves one slider by one step and waits for the whole answer; whether the page's link changed with it."""
         before = self._query
-        key = self._random.choice(sorted(self._sliders))
-        slider = self._sliders[key]
-        options = list(slider.options)
-        now = options.index(slider.raw_value[0]) if slider.set_value else int(slider.default[0])
-        there = now + self._random.choice([step for step in (-1, 1) if 0 <= now + step < len(options)])
+        key, option = self._back or self._step()
+        now = self._chosen(key)
         message = BackMsg()
         message.rerun_script.page_script_hash = self._page
         message.rerun_script.query_string = self._query
         state = message.rerun_script.widget_states.widgets.add()
         state.id = key
-        state.string_array_value.data.append(options[there])
+        state.string_array_value.data.append(option)
         await self._ask(message)
+        self._back = None if self.numbers else (key, now)
         return self._query != before
+
+    def _step(self) -> tuple[str, str]:
+        """A slider by chance, and the option beside the one that it shows."""
+        key = self._random.choice(sorted(self._sliders))
+        options = list(self._sliders[key].options)
+        now = options.index(self._chosen(key))
+        return key, options[now + self._random.choice([step for step in (-1, 1) if 0 <= now + step < len(options)])]
+
+    def _chosen(self, key: str) -> str:
+        """What a slider shows."""
+        slider = self._sliders[key]
+        return str(slider.raw_value[0]) if slider.set_value else str(slider.options[int(slider.default[0])])
 
     async def _ask(self, message: BackMsg) -> None:
         await self._socket.write_message(message.SerializeToString(), binary=True)
@@ -103,6 +118,7 @@ class Session:
         """Takes in one message; whether it is the last of a run."""
         kind = answer.WhichOneof("type")
         if kind == "new_session":
+            self.numbers = 0
             self._page = answer.new_session.page_script_hash
         elif kind == "page_info_changed":
             self._query = answer.page_info_changed.query_string
@@ -113,6 +129,7 @@ class Session:
     def _see(self, element: Any) -> None:
         if element.WhichOneof("type") == "exception":
             raise RuntimeError(f"the page shows an exception: {element.exception.message[:200]}")
+        self.numbers += element.WhichOneof("type") == "metric"
         if element.WhichOneof("type") == "slider" and len(element.slider.options) > 1 and not element.slider.disabled:
             self._sliders[element.slider.id] = element.slider
 
@@ -137,7 +154,10 @@ async def reader(session: Session, end: float, pause: float, told: Told) -> None
             began = time.monotonic()
             changed = await session.move()
             told.moved += changed
-            told.times.append(time.monotonic() - began)
+            if session.numbers:
+                told.times.append(time.monotonic() - began)
+            else:
+                told.refused += 1
             await asyncio.sleep(pause)
 
 
@@ -198,18 +218,18 @@ def main() -> int:
         if told.errors:
             print(log.read_text(errors="replace")[-3000:])
     times = sorted(told.times)
-    said = f"{asked.sessions} sessions, {asked.seconds:g} s: {len(times)} answers, {told.moved} with another link"
-    print(f"{said}, {len(told.errors)} errors")
+    print(f"{asked.sessions} sessions, {asked.seconds:g} s: {len(times)} answers, {told.refused} refusals, ", end="")
+    print(f"{told.moved} with another link, {len(told.errors)} errors")
     for line in told.errors[:10]:
         print(f"  {line}")
     if not times:
         return 1
     at = lambda share: times[min(len(times) - 1, int(share * len(times)))]  # noqa: E731
     median = statistics.median(times)
-    print(f"response: median {median:.2f} s, 90 % below {at(0.9):.2f} s, longest {times[-1]:.2f} s")
+    print(f"response: median {median:.2f} s, 95 % below {at(0.95):.2f} s, longest {times[-1]:.2f} s")
     print(f"first page: median {statistics.median(told.first):.2f} s, longest {max(told.first):.2f} s")
     at_first, most, at_end = (size / 1e6 for size in (sizes[0], max(sizes), sizes[-1]))
-    each = told.processor / len(times)
+    each = told.processor / (len(times) + told.refused)
     print(f"processor: {each:.2f} s an answer; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     print(f"memory: {at_first:.0f} MB at first, {most:.0f} MB at most, {at_end:.0f} MB at the end")
     return int(bool(told.errors) or median > MEDIAN_LIMIT)
