@@ -117,6 +117,13 @@ SERVING: dict[str, Column] = {
         "ratio", "busiest expert's tokens over the mean, mean over layers and over time worked"
     ),
     "communication_fraction": Column("fraction", "share of the iterations' time that compute waits for communication"),
+    "expert_cache_hit_fraction": Column(
+        "fraction",
+        "share of the experts that a decode iteration wants, layer by layer, found in GPU memory, where experts are"
+        " off-loaded",
+    ),
+    "expert_fetch_fraction": Column("fraction", "share of the iterations' time that layers wait for experts to come"),
+    "host_memory_per_gpu": Column("B", "experts that stand in host memory for the fullest GPU"),
     "memory_per_gpu": Column("B", "memory taken on the fullest GPU, KV cache at its full room"),
     "fits_in_memory": Column(
         "ratio", "weights and buffers over the memory that engine.kv_cache_fraction gives: the rest is KV cache"

@@ -131,7 +131,7 @@ def test_a_huggingface_config_is_a_model(tmp_path: Path) -> None:
         ("model.top_k", 9, "model.top_k", ["from 1 to n_experts 8"]),
         ("parallelism.tensor", 5, "parallelism.tensor", ["32 attention heads"]),
         ("workload.global_batch", 250, "workload.global_batch", ["divide", "256"]),
-        ("workload.kind", "decode", "workload.kind", ["training"]),
+        ("workload.kind", "inference", "workload.kind", ["training", "serving"]),
         ("precision.compute", "nvfp4", "precision.compute", ["no nvfp4 rate", "fp8"]),
         ("parallelism.virtual_pipeline", 64, "parallelism.virtual_pipeline", ["too thin", "at most 8"]),
         ("parallelism.pipeline", 64, "parallelism.pipeline", ["too thin", "at most 34", "nearest: 32"]),

@@ -37,9 +37,12 @@ def experts_seconds(
     presented = np.broadcast_to(tokens[:, None], rows.shape[:2])
     if instance.replicas > 1:
         presented = np.minimum(presented, rows.sum(axis=-1))
+    # What a dispatcher brings is laid out for grouped products, whatever a stack runs elsewhere.
+    travels = instance.replicas > 1 and instance.expert > 1
+    kernels = None if travels else expert_kernels(scenario.stack, cluster.calibration)
     found = experts_time(
         cluster.gpu, rows, model.d_model, (model.d_ff_expert or 1) / instance.expert_split,
         expert_format(scenario.precision), np.maximum(presented, 1.0), model.expert_matrices, True,
-        cluster.calibration, expert_kernels(scenario.stack, cluster.calibration), free_share=free_share,
+        cluster.calibration, kernels, free_share=free_share,
     ).seconds  # fmt: skip
     return np.asarray(np.asarray(found).mean(axis=-1))

@@ -20,6 +20,7 @@ from moesim.iteration.dense import Dense
 from moesim.iteration.exchange import Exchange, Work, transfer_seconds
 from moesim.iteration.experts import experts_seconds, router_seconds
 from moesim.iteration.host import Host
+from moesim.iteration.offload import ExpertFetch, Missing, resident_experts
 from moesim.iteration.routed import Peaks, RoutedLoad
 from moesim.iteration.stack import time_factor
 from moesim.scenario.serving import ServingScenario
@@ -28,9 +29,10 @@ from moesim.specs.serving import InstanceSpec, Phase
 Floats = NDArray[np.float64]
 _GRID = np.unique(np.concatenate([np.arange(1.0, 17.0), np.geomspace(16.0, 1 << 18, 72).round()]))
 _COARSE = np.unique(np.geomspace(1.0, 1 << 18, 28).round())
-PARTS = ("attention", "scores", "dense", "router", "experts", "dispatch", "combine", "tensor_parallel", "pipeline",
-         "head", "draft", "host")  # fmt: skip
+PARTS = ("attention", "scores", "dense", "router", "experts", "expert_fetch", "dispatch", "combine", "tensor_parallel",
+         "pipeline", "head", "draft", "host")  # fmt: skip
 _COMMUNICATION = ("dispatch", "combine")
+_BESIDE = ("attention", "scores", "dense", "router", "dispatch", "combine", "tensor_parallel")
 
 
 class IterationLaw:
@@ -49,13 +51,15 @@ class IterationLaw:
         found._factor = factor
         return found
 
-    def seconds(self, batch: Batch, imbalance: Floats | None = None) -> Floats:
+    def seconds(self, batch: Batch, imbalance: Floats | None = None, missing: Missing | None = None) -> Floats:
         """Length [B] of each iteration, on the busiest rank; `imbalance` [B]: max/mean of the rows over expert-parallel
-        ranks, the expected one unless stated. An empty batch takes no time."""
-        return np.asarray(sum(self.parts(batch, imbalance).values()))
+        ranks, `missing`: experts to fetch from host memory, both the expected ones unless stated. An empty batch takes
+        no time."""
+        return np.asarray(sum(self.parts(batch, imbalance, missing).values()))
 
-    def parts(self, batch: Batch, imbalance: Floats | None = None) -> dict[str, Floats]:
-        """The same by part; exchanges are what two-batch overlap leaves of them. They add up to `seconds`."""
+    def parts(self, batch: Batch, imbalance: Floats | None = None, missing: Missing | None = None) -> dict[str, Floats]:
+        """The same by part; exchanges are what two-batch overlap leaves of them, and fetching experts what layers wait
+        for. They add up to `seconds`."""
         stages, replicas, engine = self.instance.pipeline, self.instance.replicas, self.scenario.engine
         new, pairs, requests, context = mean = _split(batch, stages * replicas)
         if batch.busiest is not None:
@@ -73,6 +77,9 @@ class IterationLaw:
         found["head"] = self._at("head", np.maximum(positions + np.minimum(new, 1.0), 1.0), False)
         found["draft"] = self._draft(requests)
         found = {name: np.where(busy, self._factor * value, 0.0) for name, value in found.items()}
+        if self.fetch is not None:
+            wait = self._waits(self.fetch, found, even * replicas, works, missing)
+            found["expert_fetch"] = np.where(busy, wait, 0.0)
         kernels = sum(found.values())
         together = np.asarray(
             sum(np.asarray(value, np.float64) for value in (batch.decode_requests, batch.prefill_tokens > 0))
@@ -93,6 +100,20 @@ class IterationLaw:
     def load(self) -> RoutedLoad:
         """What the experts of the instance are expected to get."""
         return RoutedLoad(self.scenario, self.instance, self.exchange.experts_network.ranks_per_domain)
+
+    @cached_property
+    def fetch(self) -> ExpertFetch | None:
+        """What its GPUs fetch from host memory; None where they hold all of their experts."""
+        kept = resident_experts(self.scenario, self.instance)
+        return None if kept is None else ExpertFetch(self.load, self.instance, self._prompt)
+
+    def expected_missing(self, batch: Batch) -> Missing | None:
+        """Experts that iterations are expected to want, and not to find; None where a GPU holds all of its own."""
+        if self.fetch is None:
+            return None
+        tokens = batch.prefill_tokens + batch.decode_requests * (1 + self.scenario.engine.drafted)
+        each = np.maximum(np.atleast_1d(tokens) / self.instance.pipeline, 1.0)
+        return self.fetch.expected(each, np.atleast_1d(batch.prefill_tokens) > 0)
 
     @cached_property
     def weights_bytes_per_gpu(self) -> float:
@@ -151,6 +172,19 @@ class IterationLaw:
             found["router"], found["experts"] = routed * at("router"), routed * at("experts", rows)
             found["dispatch"], found["combine"] = (routed * at(way, moved) for way in _COMMUNICATION)
         return self._overlapped(found) if halves > 1 else found
+
+    def _waits(
+        self,
+        fetch: ExpertFetch,
+        found: dict[str, Floats],
+        tokens: Floats,
+        prompts: NDArray[np.bool_],
+        missing: Missing | None,
+    ) -> Floats:
+        """Seconds [B] that the layers wait for experts of `tokens` of an iteration, whose compute is `found`."""
+        beside = sum((found[name] for name in _BESIDE if name in found), np.zeros_like(tokens))
+        there = fetch.expected(tokens, np.broadcast_to(prompts, tokens.shape)) if missing is None else missing
+        return fetch.waits(beside, found["experts"], tokens, there)
 
     def _overlapped(self, found: dict[str, Floats]) -> dict[str, Floats]:
         """Exchanges of one half run beside the compute of the other: what is longer stays."""

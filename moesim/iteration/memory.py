@@ -5,6 +5,7 @@ from __future__ import annotations
 from moesim import catalog
 from moesim.costs.tensor_split import key_value_copies
 from moesim.iteration.formats import expert_format, kv_bytes, weight_bytes
+from moesim.iteration.offload import IN_TRANSIT, expert_bytes, resident_experts
 from moesim.iteration.scores import full_layers
 from moesim.scenario.serving import ServingScenario
 from moesim.specs import parameters
@@ -25,7 +26,10 @@ def weights(scenario: ServingScenario, instance: InstanceSpec) -> dict[str, floa
         slots = (model.n_experts + scenario.placement.redundant_experts) / instance.expert
         own = model.n_experts / instance.expert
         one = moe * parameters.expert_parameters(model) * weight_bytes(expert_format(scenario.precision))
-        found["weights_experts"] = one * own / instance.expert_split
+        kept = resident_experts(scenario, instance)
+        found["weights_experts"] = one * (own if kept is None else kept) / instance.expert_split
+        if kept is not None:
+            found["experts_in_transit"] = IN_TRANSIT * expert_bytes(scenario, instance)
         if slots > own:
             found["weights_redundant_experts"] = one * (slots - own) / instance.expert_split
     ffn = layers - moe + (moe if model.dense_beside_experts else 0.0)

@@ -14,7 +14,9 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.placement import Placement, Target, place, replica_shares
+from moesim.placement import Placement, place, replica_shares
+from moesim.placement.placed import target_of
+from moesim.placement.source import observe_named
 from moesim.randomness import Streams
 from moesim.routing import moments
 from moesim.routing.loads import layer_weights
@@ -22,6 +24,7 @@ from moesim.routing.moments import Moments
 from moesim.routing.profile_draws import CountSampler
 from moesim.routing.routers.hash_layer import Hash
 from moesim.routing.routers.top_k import TopKRouter
+from moesim.routing.sequences import depth
 from moesim.scenario.serving import ServingScenario
 from moesim.specs.serving import InstanceSpec
 from moesim.step.draws import profile, trace
@@ -29,6 +32,9 @@ from moesim.traces.replay import replay_moments
 
 Floats = NDArray[np.float64]
 _LAYERS = 6
+# Moments of loads asked for lately: those of a fitted load take a second, and a sweep asks for the same ones each time.
+_KNOWN: dict[str, Moments] = {}
+_MOST_KNOWN = 8
 _SEQUENCE = 1024
 
 
@@ -55,6 +61,15 @@ class RoutedLoad:
     @cached_property
     def moments(self) -> Moments:
         """Of one token's copies at each expert [L, E], of layers spread evenly over the model's MoE layers."""
+        scenario = self.scenario
+        key = f"{scenario.routing.model_dump_json()} {scenario.model.model_dump_json()}"
+        if key not in _KNOWN:
+            if len(_KNOWN) >= _MOST_KNOWN:
+                _KNOWN.clear()
+            _KNOWN[key] = self._moments()
+        return _KNOWN[key]
+
+    def _moments(self) -> Moments:
         scenario, load = self.scenario, self.scenario.routing.load
         rule, layers = scenario.router, scenario.model.moe_layers
         if load.trace is not None:
@@ -80,11 +95,15 @@ class RoutedLoad:
 
     @cached_property
     def placement(self) -> Placement:
-        """Which slot holds which expert, planned from the load's own mean."""
-        spec = self.scenario.placement
-        domain = self.ranks_per_domain if self.ranks % self.ranks_per_domain == 0 else None
-        target = Target(self.ranks, domain, spec.redundant_experts, self.scenario.model.router.groups)
-        return place(spec.strategy, target, self.moments.chance)
+        """Which slot holds which expert, planned from the load's own mean or from what `planned_from` recorded."""
+        spec, model = self.scenario.placement, self.scenario.model
+        target = target_of(spec, self.ranks, self.ranks_per_domain, model.router.groups)
+        if spec.planned_from is None:
+            return place(spec.strategy, target, self.moments.chance)
+        found = observe_named(spec.planned_from, model, [f"top_k={model.top_k}"])
+        halves = [half.loads for half in (found.fit, found.held_out) if half is not None]
+        loads = np.sum(halves, axis=0)[depth(model.moe_layers, len(found.model_layers))]
+        return place(spec.strategy, target, loads[self.layers])
 
     def experts(self, tokens: Floats, sequences: Floats) -> Floats:
         """Rows [G, L, E] of every expert of `tokens` tokens in so many sequences."""
@@ -98,6 +117,17 @@ class RoutedLoad:
         rows = mean * np.exp(width * scores - width**2 / 2)
         total = np.maximum(rows.sum(axis=-1, keepdims=True), 1e-300)
         return np.asarray(rows * (mean.sum(axis=-1, keepdims=True) / total))
+
+    def chances(self, sequences: Floats) -> Floats:
+        """Chance [G, L, E] that a token of so many sequences [G], taken together, is for an expert."""
+        known = self.moments
+        layers, experts = known.chance.shape
+        scores = _scores(layers, experts, self.scenario.routing.seed)
+        variance = known.between / np.maximum(sequences, 1.0)[:, None, None] + known.shared
+        width = np.sqrt(np.log1p(variance / np.maximum(known.chance, 1e-300) ** 2))
+        found = known.chance * np.exp(width * scores - width**2 / 2)
+        total = np.maximum(found.sum(axis=-1, keepdims=True), 1e-300)
+        return np.asarray(found * (known.chance.sum(axis=-1, keepdims=True) / total))
 
     def slots(self, tokens: Floats, sequences: Floats) -> Floats:
         """Rows [G, L, R, P] of every slot, replicas taking what the replica choice gives them."""

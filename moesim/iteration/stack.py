@@ -41,11 +41,13 @@ def time_factor(name: str, measured: str | None = None) -> float:
     return float(_data(measured)["time_factor"][nearest(name, measured)])
 
 
-def band(name: str, measured: str | None = None) -> float:
-    """Relative range that holds nine in ten measured throughputs of the stack; of all, for one without rows."""
+def band(name: str, measured: str | None, metric: str) -> float:
+    """Factor less 1 that nine in ten measured values of a metric are within: of the stack's throughputs, or of all for
+    a stack without rows; latencies are known less well."""
     data = _data(measured)
     own = data.get("residual_by", {}).get(nearest(name, measured), data["residual"])
-    return float(own["p90"])
+    apart = _data(None)["residual_of"].get("time_per_output_token" if metric == "request_latency" else metric)
+    return max(float(own["range"]), float(apart["range"]) if apart else 0.0)
 
 
 def stack_note(name: str, measured: str | None = None) -> str:

@@ -65,9 +65,14 @@ def load_serving(source: str | os.PathLike[str] | Mapping[str, Any], overrides: 
         found = _read(_plain(source), str(source.get("name", "scenario")), overrides, unstated="serving")
     else:
         found = _read(read_mapping(Path(source)), str(source), overrides, Path(source).stem, unstated="serving")
-    if isinstance(found, Scenario):
-        raise UserError(f"{found.name}: workload.kind is training; allowed here: prefill, decode, serving")
-    return found
+    return serving(found)
+
+
+def serving(scenario: AnyScenario) -> ServingScenario:
+    """`scenario`, which has to be one of serving; raises `UserError` where it is not."""
+    if isinstance(scenario, ServingScenario):
+        return scenario
+    raise UserError(f"{scenario.name}: workload.kind is training; allowed here: prefill, decode, serving")
 
 
 def training(scenario: AnyScenario) -> Scenario:
@@ -82,6 +87,11 @@ def from_document(
 ) -> Scenario:
     """The training scenario in a mapping; `where` names its origin in messages."""
     return training(_read(document, where, overrides, name, folder))
+
+
+def serving_from_document(document: Document, where: str, folder: Path | None = None) -> ServingScenario:
+    """The serving scenario in a mapping; files that it names are looked up in `folder`."""
+    return serving(_read(document, where, folder=folder, unstated="serving"))
 
 
 def _read(

@@ -103,6 +103,9 @@ def offload_keeps_some(scenario: Scenario) -> Iterator[Problem]:
     elif offload.resident > scenario.model.n_experts // ranks:
         most = scenario.model.n_experts // ranks
         yield Problem("placement.offload.resident", f"{offload.resident} of the {most} experts that a rank has")
+    if offload.prefetch != "none":
+        why = "a training step fetches experts beside others that it computes; for decode and serving; allowed: none"
+        yield Problem("placement.offload.prefetch", why)
 
 
 def thinning_is_even(scenario: Scenario) -> Iterator[Problem]:

@@ -7,8 +7,12 @@ from collections.abc import Callable, Iterator
 from moesim.errors import InfeasibleError, Problem, nearest_hint
 from moesim.network.dispatchers import DISPATCHERS
 from moesim.network.topology import group
+from moesim.placement import STRATEGIES
+from moesim.placement.placed import BY_DOMAIN
+from moesim.placement.strategies import WITH_PAIRS
 from moesim.scenario import checks, routing_checks
 from moesim.scenario.degrees import choices, divisors, undivided
+from moesim.scenario.placement_checks import domain_problems, placement_problems
 from moesim.scenario.serving import ServingScenario
 from moesim.specs.serving import InstanceSpec
 
@@ -80,8 +84,10 @@ def experts_fill_the_instance(scenario: ServingScenario) -> Iterator[Problem]:
 def _experts(scenario: ServingScenario, where: str, instance: InstanceSpec) -> Iterator[Problem]:
     model, stage, expert, split = scenario.model, instance.stage_gpus, instance.expert, instance.expert_split
     able = [one for one in divisors(stage) if model.n_experts % one == 0]
-    if model.n_experts % expert or stage % expert:
-        reason = f"{model.n_experts} experts" if model.n_experts % expert else f"the {stage} GPUs of a stage"
+    # With redundant experts it is slots that have to divide, which another rule looks at.
+    uneven = model.n_experts % expert and not scenario.placement.redundant_experts
+    if uneven or stage % expert:
+        reason = f"{model.n_experts} experts" if uneven else f"the {stage} GPUs of a stage"
         yield Problem(f"{where}.expert", f"{reason} do not divide over {expert} ranks{choices(able, expert)}")
     elif expert * split != stage:
         yield Problem(
@@ -96,6 +102,23 @@ def _experts(scenario: ServingScenario, where: str, instance: InstanceSpec) -> I
         )
     if expert > MOST_RANKS:
         yield Problem(f"{where}.expert", f"at most {MOST_RANKS} expert-parallel ranks can be priced")
+
+
+def placement_suits_the_instances(scenario: ServingScenario) -> Iterator[Problem]:
+    """Strategy and redundant experts suit the model and every instance's expert-parallel ranks."""
+    spec, model = scenario.placement, scenario.model
+    if spec.strategy in WITH_PAIRS:
+        able = ", ".join(name for name in STRATEGIES if name not in WITH_PAIRS)
+        yield Problem(
+            "placement.strategy", f"{spec.strategy} needs tokens' choices, serving knows loads; allowed: {able}"
+        )
+        return
+    for pool in scenario.pools:
+        ranks = pool.instance.expert
+        yield from placement_problems(spec, model, ranks, scenario.routing.capacity)
+        if spec.strategy in BY_DOMAIN and model.is_moe and ranks > 1 and not any(checks.cluster_is_connected(scenario)):
+            network = group(scenario.cluster, ranks, stride=pool.instance.expert_split)
+            yield from domain_problems(spec, model, ranks, network.ranks_per_domain)
 
 
 def model_splits(scenario: ServingScenario) -> Iterator[Problem]:
@@ -150,6 +173,22 @@ def engine_suits_the_work(scenario: ServingScenario) -> Iterator[Problem]:
         yield Problem("routing.capacity", "serving engines drop no tokens; allowed: dropless")
 
 
+def offload_keeps_some(scenario: ServingScenario) -> Iterator[Problem]:
+    """A GPU keeps at most the experts that are its own; those in host memory have no replicas."""
+    offload, model = scenario.placement.offload, scenario.model
+    if offload is None:
+        return
+    if not model.is_moe:
+        yield Problem("placement.offload", f"{model.name} has no experts")
+        return
+    most = min(model.n_experts // pool.instance.expert for pool in scenario.pools)
+    if offload.resident > most:
+        yield Problem("placement.offload.resident", f"{offload.resident} of the {most} experts that a rank has")
+    if scenario.placement.redundant_experts:
+        why = "experts that are fetched from the host stand nowhere; drop placement.offload, or say 0"
+        yield Problem("placement.redundant_experts", why)
+
+
 def formats_exist_on_the_gpu(scenario: ServingScenario) -> Iterator[Problem]:
     """The compute formats have a rate on this GPU."""
     for key, wanted in (("compute", scenario.precision.compute), ("experts", scenario.precision.experts)):
@@ -199,10 +238,12 @@ CHECKS: tuple[Check, ...] = (
     instances_fill_the_cluster,
     attention_fills_the_instance,
     experts_fill_the_instance,
+    placement_suits_the_instances,
     model_splits,
     requests_have_lengths,
     limits_are_met_by_something,
     engine_suits_the_work,
+    offload_keeps_some,
     formats_exist_on_the_gpu,
     dispatchers_run,
 )
@@ -210,4 +251,4 @@ CHECKS: tuple[Check, ...] = (
 
 def problems(scenario: ServingScenario) -> list[Problem]:
     """Everything wrong with a scenario whose fields are each legal by themselves."""
-    return [problem for check in CHECKS for problem in check(scenario)]
+    return list(dict.fromkeys(problem for check in CHECKS for problem in check(scenario)))

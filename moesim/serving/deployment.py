@@ -12,6 +12,7 @@ from moesim.iteration.law import IterationLaw
 from moesim.randomness import Streams
 from moesim.scenario.serving import Pool, ServingScenario
 from moesim.serving.engine import Rules
+from moesim.serving.expert_cache import CacheDraws, ExpertCaches, expert_caches
 from moesim.serving.imbalance import Draws, ImbalanceLaw, Imbalances
 from moesim.serving.pricing import Law
 from moesim.serving.routed_samples import sampled_imbalances
@@ -23,7 +24,8 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class EnginePool:
-    """`count` engines that are alike; `phase` says what of a request they do; `gpus` of one."""
+    """`count` engines that are alike; `phase` says what of a request they do; `gpus` of one; `caches`: what they keep
+    of their experts, where they do not hold all."""
 
     phase: Phase
     count: int
@@ -32,10 +34,17 @@ class EnginePool:
     imbalance: Imbalances
     streams: Streams
     gpus: int = 1
+    caches: ExpertCaches | None = None
 
     def draws(self, index: int) -> Draws:
         """The imbalance of engine `index`, from a stream of its own."""
         return Draws(self.imbalance, self.streams.generator(f"serving/imbalance/{self.phase}{index}"))
+
+    def fetches(self, index: int) -> CacheDraws | None:
+        """What engine `index` fetches from host memory, from a stream of its own; None where it holds all experts."""
+        if self.caches is None:
+            return None
+        return CacheDraws(self.caches, self.streams.generator(f"serving/experts/{self.phase}{index}"))
 
     def transfer_seconds(self, tokens: int) -> float:
         """How long a KV cache of so many tokens takes from a replica of this engine to another engine."""
@@ -76,7 +85,8 @@ def _pool(scenario: ServingScenario, pool: Pool, law: IterationLaw) -> EnginePoo
     imbalance = Imbalances.even()
     if scenario.model.is_moe:
         imbalance = sampled_imbalances(scenario, law)
-    return EnginePool(pool.phase, pool.count, rules, law, imbalance, Streams(scenario.simulation.seed), instance.gpus)
+    streams, caches = Streams(scenario.simulation.seed), expert_caches(scenario, pool, law)
+    return EnginePool(pool.phase, pool.count, rules, law, imbalance, streams, instance.gpus, caches)
 
 
 __all__ = ["EnginePool", "ImbalanceLaw", "engine_pools", "pool_laws"]

@@ -7,12 +7,13 @@ sample, found from groups of successive requests. Q requests, P pools.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim import catalog
 from moesim.costs import money
+from moesim.iteration.stack import band
 from moesim.provenance import Quantity
 from moesim.scenario.serving import ServingScenario
 from moesim.serving.simulation import Run
@@ -21,9 +22,13 @@ Floats = NDArray[np.float64]
 GROUPS, LEAST_OF_GROUP = 10, 20
 
 
-def doubt(scenario: ServingScenario) -> float:
-    """Relative error of the law that 90 % of its calibration's rows keep."""
-    return float(catalog.calibration("serving", scenario.cluster.calibration)["residual"]["p90"])
+Doubt = Callable[[str], float]
+"""Relative error of the law in a metric."""
+
+
+def doubt(scenario: ServingScenario) -> Doubt:
+    """What nine in ten measured values of the scenario's stack keep, by metric."""
+    return partial(band, scenario.stack, scenario.cluster.calibration)
 
 
 class Latencies:
@@ -47,15 +52,15 @@ class Latencies:
         self.by_name = by_name
 
 
-def latency_metrics(found: Latencies, error: float) -> dict[str, Quantity]:
+def latency_metrics(found: Latencies, error: Doubt) -> dict[str, Quantity]:
     """Median and 99th percentile of each latency."""
     metrics = {}
     for name, values in found.by_name.items():
         chosen = values[found.several] if name == "time_per_output_token" else values
         if not len(chosen):
             continue
-        metrics[name] = _ranged(chosen, _median, "s", error, f"median of {len(chosen):,} requests")
-        metrics[f"{name}_p99"] = _ranged(chosen, _p99, "s", error, f"99th percentile of {len(chosen):,} requests")
+        metrics[name] = _ranged(chosen, _median, "s", error(name), f"median of {len(chosen):,} requests")
+        metrics[f"{name}_p99"] = _ranged(chosen, _p99, "s", error(name), f"99th percentile of {len(chosen):,} requests")
     return metrics
 
 
@@ -95,7 +100,7 @@ def window(run: Run) -> tuple[float, float, str]:
     return begin, end, "of the time when the deployment neither fills nor runs dry"
 
 
-def rate_metrics(run: Run, found: Latencies, scenario: ServingScenario, error: float) -> dict[str, Quantity]:
+def rate_metrics(run: Run, found: Latencies, scenario: ServingScenario, error: Doubt) -> dict[str, Quantity]:
     """Tokens and requests a second within the window, and the share that keeps the limits."""
     begin, end, said = window(run)
     seconds = max(end - begin, 1e-12)
@@ -105,7 +110,7 @@ def rate_metrics(run: Run, found: Latencies, scenario: ServingScenario, error: f
     ended = (times.end > begin) & (times.end <= end)
     prompts = float(requests.input_tokens[_inside(times.prefilled, begin, end)].sum()) / seconds
     # Where arrivals set the pace, the law's error does not move the rate.
-    doubted = error if requests.concurrency is not None or growing(run) else 0.0
+    doubted = error("output_tokens_per_second") if requests.concurrency is not None or growing(run) else 0.0
     noise = sampling_error(np.diff(np.sort(times.end[ended])), lambda gaps: float(gaps.mean()))
     relative = float(np.hypot(doubted, noise))
 

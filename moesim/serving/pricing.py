@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.iteration.batch import Batch
+from moesim.iteration.offload import Missing
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -20,8 +21,9 @@ Ints = NDArray[np.int64]
 class Law(Protocol):
     """The law of one iteration, as far as the simulation asks it."""
 
-    def seconds(self, batch: Batch, imbalance: Floats | None = None) -> Floats:
-        """Length of each iteration [B]; `imbalance` [B]: max/mean of its rows over expert-parallel ranks."""
+    def seconds(self, batch: Batch, imbalance: Floats | None = None, missing: Missing | None = None) -> Floats:
+        """Length of each iteration [B]; `imbalance` [B]: max/mean of its rows over expert-parallel ranks; `missing`:
+        experts that it fetches from host memory."""
         ...
 
     def kv_transfer_seconds(self, tokens: float) -> Floats | float:

@@ -42,12 +42,15 @@ prompts in all; decoding requests and their context, mean over the iterations.""
 
 @dataclass
 class Log:
-    """One engine's stretches."""
+    """One engine's stretches; `wanted` experts of all its decode iterations and layers, and those of them `fetched`
+    from host memory."""
 
     name: str
     phase: str
     kv_tokens: int
     rows: list[tuple[float, ...]] = field(default_factory=list)
+    wanted: float = 0.0
+    fetched: float = 0.0
 
     def add(self, *row: float) -> None:
         """One stretch, in the order of `STRETCH`."""

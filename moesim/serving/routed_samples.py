@@ -56,7 +56,7 @@ def _law(scenario: ServingScenario, law: IterationLaw, sequence: float) -> Imbal
 def _moments(scenario: ServingScenario, law: IterationLaw, tokens: int, sequences: int) -> tuple[float, ...]:
     """Mean and deviation of an iteration's max/mean over ranks and over experts, of batches of one size."""
     layers = law.load.layers
-    draws = _draws(scenario, tokens, sequences)
+    draws = batch_draws(scenario, tokens, sequences)
     placed = law.load.placement
     shares = replica_shares(
         placed, scenario.placement.replica_choice, law.load.ranks_per_domain, law.load.moments.chance
@@ -85,7 +85,7 @@ def _spread(peaks: Floats, layers: int) -> tuple[float, float]:
     return float(peaks.mean()), float(np.sqrt(common + own / layers))
 
 
-def _draws(scenario: ServingScenario, tokens: int, sequences: int) -> Draws:
+def batch_draws(scenario: ServingScenario, tokens: int, sequences: int) -> Draws:
     """Where the choices of a batch of so many tokens come from."""
     rule, load, streams = scenario.router, scenario.routing.load, Streams(scenario.routing.seed)
     if isinstance(rule, Base) and rule.balanced:

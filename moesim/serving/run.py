@@ -22,6 +22,7 @@ from moesim.serving import metrics
 from moesim.serving.bins import binned
 from moesim.serving.closed_form import SteadyState, steady_state
 from moesim.serving.deployment import EnginePool, engine_pools, pool_laws
+from moesim.serving.offload_metrics import FETCH, held_expected, held_in, offload_metrics
 from moesim.serving.requests import draw_requests
 from moesim.serving.result import ServingResult
 from moesim.serving.simulation import Progress, Run, simulate_requests
@@ -54,7 +55,7 @@ def _simulated(
     error, found = metrics.doubt(scenario), metrics.Latencies(run, scenario)
     rates = metrics.rate_metrics(run, found, scenario, error)
     gpus = [pool.gpus for pool in pools for _ in range(pool.count)]
-    breakdown, moved, busy = _breakdown(laws, pools, run)
+    breakdown, moved, fetching, busy = _breakdown(laws, pools, run)
     working = busy / (scenario.gpus_used * max(float(run.times.end.max()), 1e-12))
     memory = fullest(laws)
     summary = {
@@ -62,6 +63,7 @@ def _simulated(
         **rates,
         **metrics.busy_metrics(run, gpus),
         "communication_fraction": _fraction(moved, busy),
+        **offload_metrics(scenario, laws, held_in(run.logs), fetching / busy if busy else 0.0),
         **memory_metrics(scenario, memory),
         **metrics.money_metrics(scenario, rates["output_tokens_per_second"], min(1.0, working)),
     }
@@ -83,10 +85,11 @@ def _simulated(
 
 def _breakdown(
     laws: Sequence[IterationLaw], pools: Sequence[EnginePool], run: Run
-) -> tuple[dict[str, float], float, float]:
-    """Seconds of each pool's mean iteration by part; and GPU-seconds of communication, and of all iterations."""
+) -> tuple[dict[str, float], float, float, float]:
+    """Seconds of each pool's mean iteration by part; and GPU-seconds of communication, of waiting for experts from host
+    memory, and of all iterations."""
     breakdown: dict[str, float] = {}
-    moved = busy = 0.0
+    moved = fetching = busy = 0.0
     logs = iter(run.logs)
     for law, pool in zip(laws, pools, strict=True):
         columns = [next(logs).columns() for _ in range(pool.count)]
@@ -100,18 +103,21 @@ def _breakdown(
             whole["decoders"],
             whole["decode_context"],
         )
-        parts = {
-            name: float((value * iterations).sum()) for name, value in law.parts(batch, whole["rank_peak"]).items()
-        }
-        # Parts are those of evenly filled replicas; what unequal ones cost is the rest of the time taken.
+        held = None if law.fetch is None else law.fetch.nothing(len(iterations))
+        by_part = law.parts(batch, whole["rank_peak"], held)
+        parts = {name: float((value * iterations).sum()) for name, value in by_part.items()}
+        # Parts are those of evenly filled replicas that hold their experts; the rest of the time taken is what unequal
+        # ones cost, or waiting for experts.
         seconds = float((whole["end"] - whole["begin"]).sum())
-        parts["waiting for the busiest replica"] = max(0.0, seconds - sum(parts.values()))
+        rest = "waiting for the busiest replica" if law.fetch is None else FETCH
+        parts[rest] = max(0.0, seconds - sum(parts.values()))
         label = f"{pool.phase}: " if len(pools) > 1 else ""
         count = float(iterations.sum())
         breakdown |= {label + name.replace("_", " "): value / count for name, value in parts.items() if value > 0}
         moved += pool.gpus * sum(parts.get(name, 0.0) for name in COMMUNICATION)
+        fetching += pool.gpus * parts.get(FETCH, 0.0)
         busy += pool.gpus * seconds
-    return breakdown, moved, busy
+    return breakdown, moved, fetching, busy
 
 
 def _fraction(moved: float, busy: float) -> Quantity:
@@ -185,10 +191,10 @@ def estimate_serving(scenario: ServingScenario, *, even_if_infeasible: bool = Fa
     Raises `InfeasibleError` where there is none, unless `even_if_infeasible`; metrics that would be infinite are then
     left out.
     """
-    state = steady_state(scenario)
+    laws = pool_laws(scenario)
+    state = steady_state(scenario, laws)
     if not state.feasible and not even_if_infeasible:
         raise InfeasibleError(f"{scenario.name}: {state.binding}")
-    laws = pool_laws(scenario)
     memory = fullest(laws)
     summary = {
         **_steady(scenario, state, metrics.doubt(scenario)),
@@ -201,6 +207,8 @@ def estimate_serving(scenario: ServingScenario, *, even_if_infeasible: bool = Fa
     if total:
         moved = sum(state.parts.get(name, 0.0) for name in COMMUNICATION)
         summary["communication_fraction"] = replace(_fraction(moved, total), note="of the iterations that decode")
+        waiting = state.parts.get(FETCH, 0.0) / total
+        summary |= offload_metrics(scenario, laws, held_expected(laws, state.decoding), waiting)
     told = [stack_note(scenario.stack, scenario.cluster.calibration), f"what limits it: {state.binding}"]
     return ServingResult(
         name=scenario.name,
@@ -214,7 +222,7 @@ def estimate_serving(scenario: ServingScenario, *, even_if_infeasible: bool = Fa
     )
 
 
-def _steady(scenario: ServingScenario, state: SteadyState, error: float) -> dict[str, Quantity]:
+def _steady(scenario: ServingScenario, state: SteadyState, error: metrics.Doubt) -> dict[str, Quantity]:
     """The means of the steady state; those that are not finite, or nothing, are left out."""
     closed = scenario.workload.arrivals.kind == "closed" or not state.feasible
     times = {name: getattr(state, name) for name in ("time_to_first_token", "time_per_output_token", "request_latency")}
@@ -225,7 +233,7 @@ def _steady(scenario: ServingScenario, state: SteadyState, error: float) -> dict
         "input_tokens_per_second": (state.input_tokens_per_second, "token/s"),
     }
     found = {
-        name: Quantity.within(value, "s", error, "fitted", "mean of the steady state")
+        name: Quantity.within(value, "s", error(name), "fitted", "mean of the steady state")
         for name, value in times.items()
         if math.isfinite(value) and value > 0
     }
@@ -233,7 +241,7 @@ def _steady(scenario: ServingScenario, state: SteadyState, error: float) -> dict
         if value > 0:
             note = f"limit: {state.binding}" if closed else "as many as come"
             found[name] = Quantity.within(
-                value, unit, error if closed else 0.0, "fitted" if closed else "derived", note
+                value, unit, error(name) if closed else 0.0, "fitted" if closed else "derived", note
             )
     found["kv_cache_use"] = Quantity.exact(state.kv_use, "fraction", "an instance that decodes", "fitted")
     found["batch_requests"] = Quantity.exact(state.decoding, "", "an instance that decodes", "fitted")

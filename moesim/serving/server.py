@@ -13,6 +13,8 @@ import simpy
 from numpy.typing import NDArray
 
 from moesim.errors import InternalError
+from moesim.iteration.batch import Batch
+from moesim.iteration.offload import Missing
 from moesim.serving.deployment import EnginePool
 from moesim.serving.engine import Engine, Iteration, Task
 from moesim.serving.imbalance import Draws
@@ -52,6 +54,7 @@ class Server:
         self.deployment, self.pool, self.index, self.last = deployment, pool, index, last
         self.engine = Engine(pool.rules)
         self.draws: Draws = pool.draws(index)
+        self.fetches = pool.fetches(index)
         self.log = Log(f"{pool.phase}{index}", pool.phase, pool.rules.kv_tokens * pool.rules.replicas)
         self.outstanding = 0
         self.sources: dict[int, tuple[Server, Task]] = {}
@@ -153,7 +156,7 @@ class Server:
         context = engine.context * float(iteration.decodes)
         batch = one_iteration(iteration.tokens, iteration.context, decoders, context)
         peaks = self.draws.peaks(expert_tokens(batch, rules.positions), self.count, True)
-        seconds = float(self.pool.law.seconds(batch, peaks.rank)[0])
+        seconds = float(self._seconds(batch, peaks.rank, True)[0][0])
         begin, self.clock, self.count = self.clock, self.clock + seconds, self.count + 1
         prompts = float(iteration.tokens.sum())
         grown = float(engine.growth.sum()) if iteration.decodes else 0.0
@@ -197,7 +200,8 @@ class Server:
         steps = np.arange(B, dtype=np.float64)
         batch = decode_iterations(engine.decoders, engine.context, engine.growth, steps)
         peaks = self.draws.peaks(expert_tokens(batch, self.pool.rules.positions), self.count, False)
-        ends = np.cumsum(np.concatenate([[self.clock], self.pool.law.seconds(batch, peaks.rank)]))[1:]
+        seconds, missing = self._seconds(batch, peaks.rank, False)
+        ends = np.cumsum(np.concatenate([[self.clock], seconds]))[1:]
         self.bell = env.event()
         yield env.timeout(max(0.0, ends[-1] - env.now)) | self.bell
         rang, self.bell = self.bell.triggered, None
@@ -206,7 +210,17 @@ class Server:
             made = 1 + int(np.searchsorted(ends, self.rang, side="left"))
             yield env.timeout(max(0.0, ends[made - 1] - env.now))
         self.jump = made
+        if missing is not None:
+            self.log.wanted += float(missing.wanted[:made].sum())
+            self.log.fetched += float(missing.missing[:made].sum())
         self._advance(made, ends, peaks.rank[:made], peaks.expert[:made])
+
+    def _seconds(self, batch: Batch, peaks: Floats, prompts: bool) -> tuple[Floats, Missing | None]:
+        """Length of iterations from this one on, and what they fetch from host memory."""
+        if self.fetches is None:
+            return self.pool.law.seconds(batch, peaks), None
+        missing = self.fetches.at(expert_tokens(batch, self.pool.rules.positions), self.count, prompts)
+        return self.pool.law.seconds(batch, peaks, missing), missing
 
     def _advance(self, made: int, ends: Floats, rank_peak: Floats, expert_peak: Floats) -> None:
         """Books `made` decode iterations that ended at `ends`."""

@@ -42,8 +42,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "rank_load_max_over_mean",
         "expert_load_max_over_mean",
         "communication_fraction",
+        "expert_cache_hit_fraction",
+        "expert_fetch_fraction",
     ),
-    "memory": ("memory_per_gpu", "fits_in_memory"),
+    "memory": ("memory_per_gpu", "fits_in_memory", "host_memory_per_gpu"),
     "money": ("gpu_hours_per_million_output_tokens", "cost_per_million_output_tokens"),
 }
 

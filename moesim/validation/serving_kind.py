@@ -25,8 +25,11 @@ def serving(case: Case, settings: Settings) -> dict[str, Prediction]:
     known = nearest(scenario.stack, measured) in (scenario.stack, scenario.stack.lower())
     basis: Basis = "fitted" if known else "assumed"
     notes = (stack_note(scenario.stack, measured), f"binding: {state.binding}")
-    relative = band(scenario.stack, measured)
-    return {name: within(value, relative, basis, notes) for name, value in metrics(scenario, state).items() if value}
+    return {
+        name: within(value, band(scenario.stack, measured, name), basis, notes)
+        for name, value in metrics(scenario, state).items()
+        if value
+    }
 
 
 def metrics(scenario: ServingScenario, state: SteadyState) -> dict[str, float]:
