@@ -24,7 +24,16 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("listing",),
     ("__init__",),
     ("terminal",),
-    ("trace_cli", "evidence_cli", "sweep_cli", "place_cli", "rebalance_cli", "plan_cli", "dashboard_cli", "sensitivity_cli"),
+    (
+        "trace_cli",
+        "evidence_cli",
+        "sweep_cli",
+        "place_cli",
+        "rebalance_cli",
+        "plan_cli",
+        "dashboard_cli",
+        "sensitivity_cli",
+    ),
     ("cli",),
     ("__main__",),
 )

@@ -43,7 +43,7 @@ class IterationLaw:
         self.exchange = Exchange(scenario, instance)
         self._dense, self._host = Dense(scenario, instance.tensor), Host(scenario, instance)
         self._factor = time_factor(scenario.stack, scenario.cluster.calibration)
-        self._tables: dict[tuple[str, str], Floats] = {}
+        self.tables: dict[tuple[str, str], Floats] = {}
 
     def with_factor(self, factor: float) -> IterationLaw:
         """The same law where kernels take `factor` times as long as alone, whatever the stack says."""
@@ -216,10 +216,10 @@ class IterationLaw:
 
     def _table(self, name: str, work: Work) -> tuple[Floats, Floats]:
         grid = _COARSE if name in _COMMUNICATION else _GRID
-        if (name, work) not in self._tables:
+        if (name, work) not in self.tables:
             for key, value in zip(*self._priced(name, work, grid), strict=True):
-                self._tables[key, work] = value
-        return grid, self._tables[name, work]
+                self.tables[key, work] = value
+        return grid, self.tables[name, work]
 
     def _priced(self, name: str, work: Work, grid: Floats) -> tuple[tuple[str, ...], tuple[Floats, ...]]:
         """Tables [G] that are made together with `name`."""

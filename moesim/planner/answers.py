@@ -16,7 +16,10 @@ from moesim.errors import InfeasibleError, UserError
 from moesim.provenance import Quantity
 from moesim.results.result import Result
 from moesim.roads import estimate, simulate
+from moesim.scenario.loading import AnyScenario
 from moesim.scenario.scenario import Scenario
+from moesim.scenario.serving import ServingScenario
+from moesim.serving.result import ServingResult
 
 Road = Literal["estimate", "simulate"]
 BROKEN = "internal error: "
@@ -35,10 +38,12 @@ class Answer:
     refusal: str | None = None
 
 
-def ask(road: Road, scenario: Scenario) -> Answer:
+def ask(road: Road, scenario: AnyScenario) -> Answer:
     """The answer of one road; a candidate that cannot be priced is one that says why."""
     try:
-        found: Result = (estimate if road == "estimate" else simulate)(scenario, even_if_infeasible=True)
+        found: Result | ServingResult = (estimate if road == "estimate" else simulate)(
+            scenario, even_if_infeasible=True
+        )
     except (InfeasibleError, UserError) as error:
         return Answer(road, {}, {}, {}, (), str(error))
     return Answer(road, found.summary, found.breakdown, found.memory, found.notes)
@@ -57,7 +62,7 @@ def from_line(line: str) -> Answer:
     return Answer(summary=summary, notes=tuple(said.pop("notes")), **said)
 
 
-def question_line(road: Road, scenario: Scenario) -> str:
+def question_line(road: Road, scenario: AnyScenario) -> str:
     """A question as one line of JSON."""
     return json.dumps({"road": road, "scenario": scenario.model_dump(mode="json")})
 
@@ -65,7 +70,9 @@ def question_line(road: Road, scenario: Scenario) -> str:
 def _safely(asked: dict[str, Any]) -> Answer:
     """The answer; our own mistake is told as one, for a worker that ends would only be started again."""
     try:
-        return ask(asked["road"], Scenario.model_validate(asked["scenario"]))
+        serves = "arrivals" in asked["scenario"]["workload"]
+        noun = ServingScenario if serves else Scenario
+        return ask(asked["road"], noun.model_validate(asked["scenario"]))
     except Exception as error:  # noqa: BLE001 - told to the parent, which raises it
         return Answer(asked["road"], {}, {}, {}, (), f"{BROKEN}{type(error).__name__}: {error}")
 

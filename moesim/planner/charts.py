@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from moesim.planner.defaults import DAY
 from moesim.planner.plan import ModelPlan
+from moesim.planner.serving_plan import ServingModelPlan
 from moesim.results import chart_style as style
 from moesim.results.chart_style import WIDTH
 from moesim.units import show
@@ -63,6 +64,54 @@ def pareto(model: ModelPlan) -> ChartType:
     title = style.title(f"{model.model}: time to train against cost", below)
     found = found.properties(width=WIDTH, height=340, title=title)
     return found
+
+
+def serving_pareto(model: ServingModelPlan) -> ChartType:
+    """Deployments that keep all limits, seconds an output token against cost by GPU; the large points are the front in
+    cost, both latencies and tokens/s/GPU."""
+    table, priced = model.table, model.question.priced
+    able = np.flatnonzero(table["bound_by"] == "")
+    edge = table["pareto"][able]
+    places = np.concatenate([able[edge], able[~edge][: max(0, MOST_POINTS - int(edge.sum()))]])
+    decodes = bool(len(places)) and float(table["time_per_output_token"][places].max()) > 0
+    time, said = ("time_per_output_token", "output token") if decodes else ("time_to_first_token", "first token")
+    data = style.rows(
+        place=places,
+        time=table[time][places] * 1e3,
+        cost=table["cost"][places],
+        gpu=table["gpu"][places],
+        hardware=[f"{gpus:,} {gpu}" for gpu, gpus in zip(table["gpu"][places], table["gpus"][places], strict=True)],
+        front=["front" if one else "other" for one in table["pareto"][places]],
+        first=[show(float(value), "s") for value in table["time_to_first_token"][places]],
+        layout=[_engines(table, int(at)) for at in places],
+    )
+    cost = f"cost of a million output tokens ({'$' if priced else 'GPU-hours'})"
+    found: ChartType = alt.Chart(data).mark_point(filled=True, cursor="pointer")
+    found = found.add_params(alt.selection_point(name=PICKED, fields=["place"], on="click", clear="dblclick"))
+    found = found.encode(
+        x=alt.X("time:Q", axis=style.axis(f"time of the {said} (ms)"), scale=_log(table[time][places] * 1e3)),
+        y=alt.Y("cost:Q", axis=style.axis(cost, format="~s"), scale=_log(table["cost"][places])),
+        color=alt.Color(
+            "gpu:N",
+            legend=style.legend(orient="top", columns=3, values=sorted(set(map(str, table["gpu"][places])))),
+            scale=style.palette(sorted(set(map(str, table["gpu"])))),
+        ),
+        size=alt.Size("front:N", legend=None, scale={"domain": ["front", "other"], "range": [90, 30]}),
+        opacity=alt.Opacity("front:N", legend=None, scale={"domain": ["front", "other"], "range": [0.95, 0.35]}),
+        tooltip=[alt.Tooltip(f"{name}:N") for name in ("hardware", "layout", "first", "front")],
+    )
+    below = f"{len(places):,} of {model.feasible:,} deployments within the limits, by the closed form; large: the front"
+    title = style.title(f"{model.model}: time of the {said} against cost", below)
+    found = found.properties(width=WIDTH, height=340, title=title)
+    return found
+
+
+def _engines(table: dict[str, NDArray[Any]], at: int) -> str:
+    """The engines of one deployment."""
+    parts = ("", "decode_") if table["disaggregated"][at] else ("",)
+    names = ("instances", "instance_gpus", "tensor", "expert")
+    told = ([int(table[part + name][at]) for name in names] for part in parts)
+    return " + ".join(f"{many} x {gpus} GPUs, tensor {tensor}, expert {expert}" for many, gpus, tensor, expert in told)
 
 
 def _log(values: NDArray[np.float64]) -> dict[str, Any]:

@@ -147,7 +147,8 @@ def _detail(state: Search) -> str:
     """How the numbers came about."""
     roads = [*(row.road for row in state.answers.values()), *(told.road for told in state.refused.values())]
     simulated = roads.count("simulate")
-    said = f"{state.question.base.model.name}: {len(state.sieve):,} candidates screened by the closed form's columns, {len(roads):,} of them estimated"
+    said = f"{state.question.base.model.name}: {len(state.sieve):,} candidates screened by the closed form's columns"
+    said += f", {len(roads):,} of them estimated"
     said += f", {simulated} simulated with {SAMPLES} routing samples"
     if state.overturned:
         said += f" ({len(state.overturned)} of which the closed form alone had within the limits)"

@@ -16,7 +16,7 @@ from queue import SimpleQueue
 
 from moesim.errors import InternalError, UserError
 from moesim.planner.answers import BROKEN, Answer, Road, ask, from_line, question_line
-from moesim.scenario.scenario import Scenario
+from moesim.scenario.loading import AnyScenario
 from moesim.sweeps.executors import cores
 
 FEWEST = 4
@@ -58,7 +58,7 @@ class Pool:
             self._start()
 
     def answers(
-        self, road: Road, scenarios: Sequence[Scenario], heard: Callable[[int], None] | None = None
+        self, road: Road, scenarios: Sequence[AnyScenario], heard: Callable[[int], None] | None = None
     ) -> list[Answer]:
         """The answers in the order of the scenarios; `heard` is told how many are there."""
         few = len(scenarios) < FEWEST and road == "estimate"
@@ -81,7 +81,7 @@ class Pool:
                 raise
         return [found[place] for place in range(len(scenarios))]
 
-    def _here(self, road: Road, scenarios: Sequence[Scenario], heard: Callable[[int], None] | None) -> list[Answer]:
+    def _here(self, road: Road, scenarios: Sequence[AnyScenario], heard: Callable[[int], None] | None) -> list[Answer]:
         found = []
         for scenario in scenarios:
             found.append(ask(road, scenario))
@@ -95,7 +95,7 @@ class Pool:
             self._all.append(worker)
             self._idle.put(worker)
 
-    def _there(self, road: Road, scenario: Scenario) -> Answer:
+    def _there(self, road: Road, scenario: AnyScenario) -> Answer:
         """What a worker answers. One that dies of a candidate is replaced, and the candidate is refused."""
         worker = self._idle.get()
         line = _exchanged(worker, question_line(road, scenario))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from pydantic import ValidationError
 
@@ -19,7 +19,13 @@ from moesim.planner.plan import Plan
 from moesim.planner.pool import Pool
 from moesim.planner.reading import questions
 from moesim.planner.search import search
+from moesim.planner.serving_plan import ServingPlan
+from moesim.planner.serving_run import from_file, run_serving, serves
+from moesim.planner.serving_run import statement as serving_statement
+from moesim.planner.serving_spec import Objective as ServingObjective
+from moesim.planner.serving_spec import ServingPlanSpec
 from moesim.scenario.scenario import Scenario
+from moesim.scenario.serving import ServingScenario
 from moesim.specs.explain import explain
 from moesim.specs.plan import Objective, PlanSpec
 
@@ -27,6 +33,7 @@ Progress = Callable[[str, float], None]
 _OF_ONE_GPU = ("gpus_per_domain", "fabric", "scale_up_bandwidth", "nic_bandwidth", "nics_per_domain", "degraded")
 
 
+@overload
 def plan(
     scenario: Scenario | Mapping[str, Any] | str | os.PathLike[str],
     search: Mapping[str, Any] | None = None,
@@ -36,7 +43,32 @@ def plan(
     progress: Progress | None = None,
     workers: int | None = None,
     **more: Any,
-) -> Plan:
+) -> Plan: ...
+
+
+@overload
+def plan(
+    scenario: ServingScenario,
+    search: Mapping[str, Any] | None = None,
+    limits: Mapping[str, Any] | None = None,
+    objective: ServingObjective | None = None,
+    simulate: int | None = None,
+    progress: Progress | None = None,
+    workers: int | None = None,
+    **more: Any,
+) -> ServingPlan: ...
+
+
+def plan(
+    scenario: Scenario | ServingScenario | Mapping[str, Any] | str | os.PathLike[str],
+    search: Mapping[str, Any] | None = None,
+    limits: Mapping[str, Any] | None = None,
+    objective: Objective | ServingObjective | None = None,
+    simulate: int | None = None,
+    progress: Progress | None = None,
+    workers: int | None = None,
+    **more: Any,
+) -> Plan | ServingPlan:
     """The plan of a scenario (a `Scenario`, its keys, or its file), or of a plan file where nothing else is said.
 
     `search` maps fields of the scenario to values to try, `limits` and `objective` are those of a plan file, and so are
@@ -44,11 +76,30 @@ def plan(
     micro-batch, recompute, schedule and overlap are searched anew where a `Scenario` or a scenario's file is given;
     what a mapping or a plan file states of them stays, unless `search` names it. `workers`: processes that
     answer, one a core unless stated.
+    A scenario whose `workload.kind` is prefill, decode or serving makes a `ServingPlan`: the GPUs and engines that
+    serve its requests within latency limits.
     Raises `ScenarioError` with all that is wrong. Nothing feasible is an answer: `plan.feasible` is false.
     """
     said = {"search": search, "limits": limits, "objective": objective, "simulate": simulate, **more}
-    spec, folder = statement(scenario, {key: value for key, value in said.items() if value is not None})
+    said = {key: value for key, value in said.items() if value is not None}
+    asked = _of_serving(scenario, said)
+    if asked is not None:
+        return run_serving(*asked, progress, workers)
+    spec, folder = statement(scenario, said)  # type: ignore[arg-type]
     return run(spec, folder, progress, workers)
+
+
+def _of_serving(scenario: object, said: Mapping[str, Any]) -> tuple[ServingPlanSpec, Path] | None:
+    """What a plan of serving asks, and its folder; None where the scenario is one of training."""
+    if isinstance(scenario, ServingScenario):
+        return serving_statement(scenario, said, "plan", anew=True), Path()
+    if isinstance(scenario, Mapping):
+        return (serving_statement(scenario, said, "plan", anew=False), Path()) if serves(scenario, Path()) else None
+    if not isinstance(scenario, (str, os.PathLike)):
+        return None
+    path = Path(scenario)
+    document = read_mapping(path)
+    return from_file(document, path, said) if serves(document, path.parent) else None
 
 
 def statement(

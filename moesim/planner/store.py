@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from moesim.columns import Column
 from moesim.errors import FileError
 from moesim.files import plain_name, target_of
 from moesim.planner.columns import CANDIDATES
@@ -33,22 +35,25 @@ def save(plan: Plan, folder: str | os.PathLike[str]) -> list[Path]:
 
     Raises `FileError` where it cannot be written.
     """
+    texts = {winner_name(plan, model): winner_yaml(model) for model in plan.models if model.rows}
+    texts["plan.html"] = page(plan)
+    texts["plan.json"] = json.dumps(plan.as_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return written(folder, candidates(plan), texts)
+
+
+def written(folder: str | os.PathLike[str], table: pa.Table, texts: Mapping[str, str]) -> list[Path]:
+    """Writes candidates.parquet and the texts by name into `folder`, in this order, and returns the files."""
     target = Path(folder)
     check_folder(target)
-    winners = [winner_name(plan, model) for model in plan.models if model.rows]
-    names = ["candidates.parquet", *winners, "plan.html", "plan.json"]
+    names = ["candidates.parquet", *texts]
     targets = {name: target_of(target / name) for name in names}
     try:
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".moesim-", dir=target, ignore_cleanup_errors=True) as place:
             temporary = Path(place)
-            pq.write_table(candidates(plan), temporary / "candidates.parquet", compression="zstd")
-            for model in plan.models:
-                if model.rows:
-                    (temporary / winner_name(plan, model)).write_text(winner_yaml(model), encoding="utf-8")
-            (temporary / "plan.html").write_text(page(plan), encoding="utf-8")
-            text = json.dumps(plan.as_dict(), indent=1, ensure_ascii=False, allow_nan=False)
-            (temporary / "plan.json").write_text(text + "\n", encoding="utf-8")
+            pq.write_table(table, temporary / "candidates.parquet", compression="zstd")
+            for name, text in texts.items():
+                (temporary / name).write_text(text, encoding="utf-8")
             for name in names:
                 os.replace(temporary / name, targets[name])
     except OSError as error:
@@ -76,16 +81,21 @@ def candidates(plan: Plan) -> pa.Table:
     parts = [
         {"model": np.full(len(model.table["gpus"]), model.model, dtype=object), **model.table} for model in plan.models
     ]
-    arrays = [
-        _array(np.concatenate([part[name] for part in parts]), column.dtype) for name, column in CANDIDATES.items()
-    ]
     counts = {
         model.model: {"total": model.total, "feasible": model.feasible, **model.rejected} for model in plan.models
     }
+    return table_of(parts, CANDIDATES, counts)
+
+
+def table_of(
+    parts: Sequence[Mapping[str, NDArray[Any]]], columns: Mapping[str, Column], counts: Mapping[str, Any]
+) -> pa.Table:
+    """Columns of several models as one table, each with unit and meaning; `counts` by reason are its metadata."""
+    arrays = [_array(np.concatenate([part[name] for part in parts]), column.dtype) for name, column in columns.items()]
     schema = pa.schema(
         [
             pa.field(name, _TYPES[column.dtype], True, {"unit": column.unit, "meaning": column.meaning})
-            for name, column in CANDIDATES.items()
+            for name, column in columns.items()
         ],
         metadata={"moesim_plan_counts": json.dumps(counts)},
     )
