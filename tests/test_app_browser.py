@@ -101,6 +101,26 @@ def test_a_moved_slider_changes_numbers_and_link_and_the_link_reopens_it(visit: 
     assert again.strangers() == []
 
 
+def test_back_undoes_a_change_and_forward_makes_it_again(visit: Visit) -> None:
+    visit.open("what-if")
+    first = visit.page.url
+    slider = visit.page.get_by_role("slider", name="Expert parallel (EP)")
+    before = slider.get_attribute("aria-valuetext")
+    slider.focus()
+    slider.press("ArrowLeft")
+    visit.page.wait_for_url(lambda url: "set=" in url)
+    visit.settle()
+    visit.page.wait_for_timeout(1000)  # a browser that has not heard of the change yet is given a while
+    moved, link = slider.get_attribute("aria-valuetext"), visit.page.url
+    assert moved != before
+    for step, value, address in (("back", before, first), ("forward", moved, link), ("back", before, first)):
+        visit.page.evaluate(f"history.{step}()")
+        visit.page.wait_for_timeout(300)
+        visit.settle()
+        assert slider.get_attribute("aria-valuetext") == value
+        assert visit.page.url == address
+
+
 def test_a_serving_scenario_and_what_its_requests_do(visit: Visit, tmp_path: Path) -> None:
     visit.open("what-if", scenario="serving/gpt-oss-120b-8-h100", set=["workload.requests=300"])
     assert "Steady state in closed form" in visit.text()
@@ -149,6 +169,15 @@ def test_a_plan_runs_and_a_click_opens_a_candidate_in_what_if(visit: Visit, tmp_
     assert visit.page.inner_text("h1") == "What if"
     settings = parse_qs(urlsplit(visit.page.url).query)["set"]
     assert any(text.startswith(("workload.", "recompute", "parallelism.")) for text in settings)
+    visit.page.go_back()
+    visit.page.wait_for_url(lambda url: "/plan" in url)
+    visit.settle()
+    assert visit.page.inner_text("h1") == "Plan"
+    assert "keep all limits" in visit.text()
+    visit.page.go_forward()
+    visit.page.wait_for_url(lambda url: "/plan" not in url)
+    visit.settle()
+    assert parse_qs(urlsplit(visit.page.url).query)["set"] == settings
     visit.page.get_by_role("link", name="Plan").click()
     visit.page.wait_for_url(lambda url: "/plan" in url)
     visit.settle()

@@ -40,6 +40,9 @@ def test_it_opens_with_two_scenarios_and_says_what_makes_the_difference() -> Non
     assert len(app.get("vega_lite_chart")) == 1
     inputs = app.dataframe[-1].value
     assert list(inputs["input"]) == ["routing.capacity"]
+    assert not dict(app.query_params), "the first view needs no link, so that Back leaves it"
+    app.text_area(key="compare-a-set").set_value("cluster.gpus=128").run()
+    assert app.query_params["a"] == ["mixtral-8x7b-64-h100", "cluster.gpus=128"]
     assert app.query_params["b"] == ["mixtral-8x7b-64-h100", "routing.capacity=dropless"]
 
 

@@ -38,6 +38,9 @@ NUMBERS = (
     "workload.global_batch=999999999999999999999",
     "workload.micro_batch=nan",
     "routing.capacity={factor: -1}",
+    "routing.capacity={factor: [1,2]}",
+    "routing.capacity={factor: null}",
+    "routing.capacity.factor=abc",
     'routing.load={"zipf": 1e9}',
     "parallelism.expert=null",
     "cluster.nic_bandwidth=-3 GB/s",
@@ -54,6 +57,14 @@ def test_any_text_in_any_place_of_a_link(page: str, text: str) -> None:
     app = open_page(page, **{key: [text, text] for key in PAGES[page]})
     assert not app.exception
     assert "internal error" not in messages(app)
+
+
+@pytest.mark.parametrize("change", NUMBERS)
+def test_impossible_numbers_in_a_link_are_explained(change: str) -> None:
+    app = open_page("what-if", scenario="olmoe-8-h100", set=[change])
+    assert not app.exception
+    assert "internal error" not in messages(app)
+    assert "does not run" in messages(app) or app.metric
 
 
 @pytest.mark.parametrize("change", NUMBERS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -36,6 +37,12 @@ def test_a_plan_shows_winner_front_candidates_and_reasons(planned: Any) -> None:
     assert {"Table", "Rejected", "Notes"} <= {box.label.split(":")[0] for box in planned.expander}
     labels = [button.label for button in planned.get("download_button")]
     assert {"Winner (YAML)", "Plan (JSON)", "Scenario (YAML)", "CSV", "Parquet"} <= set(labels)
+
+
+def test_its_words_are_those_of_the_page(planned: Any) -> None:
+    assert any("front of time, cost, memory and drops" in box.value for box in planned.caption)
+    said = sys.modules["views.plan_answer"]._said("8 GPUs are the most that were tried; more may do better (--gpus).")
+    assert said.replace("\\", "").endswith("more may do better (How many).")
 
 
 def test_candidates_are_sorted_by_the_objective(planned: Any) -> None:

@@ -67,6 +67,17 @@ def test_seeds_road_and_changes_enter_the_question() -> None:
     assert app.query_params["set"] == ["workload.global_batch=512", "workload.micro_batch=1"]
 
 
+def test_another_axis_starts_with_values_of_its_own() -> None:
+    app = open_page("sweep", **LINK)
+    app.selectbox(key="sweep-x").set_value("workload.sequence_length").run()
+    assert "xs" not in app.query_params
+    assert app.text_input(key="sweep-xs").value == "2048, 4096, 8192"
+    assert app.text_input(key="sweep-ys").value == "4, 8"
+    app.selectbox(key="sweep-y").set_value("").run()
+    assert "ys" not in app.query_params
+    assert not app.exception
+
+
 @pytest.mark.parametrize(
     ("link", "said"),
     [

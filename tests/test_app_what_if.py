@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from typing import Any
 
 import pytest
@@ -142,7 +144,9 @@ def test_a_mistake_is_explained_in_the_group_of_its_control(wrong: str, control:
     assert not app.exception
     assert not app.metric
     (group,) = [box for box in app.sidebar.expander if control in box.label]
-    assert "error" in group.label
+    assert group.label == control
+    assert "error" in group.icon
+    assert group.proto.expanded
     assert said in "\n".join(box.value.replace("\\", "") for box in group.warning)
     assert "does not run" in messages(app)
 
@@ -150,9 +154,46 @@ def test_a_mistake_is_explained_in_the_group_of_its_control(wrong: str, control:
 def test_what_does_not_fit_is_said_beside_the_gpu_with_numbers_all_the_same() -> None:
     app = open_page("what-if", scenario="mixtral-8x7b-64-h100", set=["cluster.gpus=8", "parallelism.pipeline=1"])
     group = app.sidebar.expander[0]
-    assert "error" in group.label
+    assert "error" in group.icon
     assert any("does not fit" in box.value or "GB" in box.value for box in group.warning)
     assert app.metric[0].value == step(["cluster.gpus=8", "parallelism.pipeline=1"], "mixtral-8x7b-64-h100")
+
+
+def test_a_mistake_is_explained_below_the_control_that_was_moved_last() -> None:
+    app = open_page("what-if", scenario=SCENARIO)
+    app.select_slider(key="what-if-cluster.gpus").set_value(96).run()
+    group = app.sidebar.expander[0]
+    assert group.label == "Model and hardware"
+    assert "sequences do not divide" in "\n".join(box.value for box in group.warning)
+    app.toggle(key="what-if-overlap.two_batch").set_value(True).run()
+    hardware, overlap = (box for box in app.sidebar.expander if box.label in ("Model and hardware", "Communication"))
+    assert not [box for box in (*hardware.warning, *overlap.warning) if "do not divide" in box.value]
+    app.select_slider(key="what-if-cluster.gpus").set_value(8).run()
+    assert not app.sidebar.expander[0].warning
+
+
+def test_a_group_whose_mistake_is_undone_stays_open() -> None:
+    app = open_page("what-if", scenario=SCENARIO, set=["workload.micro_batch=3"])
+    for value in (3, 1, 3):
+        app.number_input(key="what-if-workload.micro_batch").set_value(value).run()
+        (group,) = [box for box in app.sidebar.expander if box.label == "Workload and memory"]
+        assert group.proto.expanded
+        assert bool(group.icon) == (value == 3)
+
+
+def test_back_to_the_address_before_a_change_undoes_it() -> None:
+    app = open_page("what-if")
+    was = app.select_slider(key="what-if-parallelism.expert").value
+    app.select_slider(key="what-if-parallelism.expert").set_value(32).run()
+    assert settings(app) == ["parallelism.expert=32"]
+    time.sleep(1.6)  # longer than a browser that has not heard yet is given
+    app.query_params.clear()
+    app.run()
+    assert app.select_slider(key="what-if-parallelism.expert").value == was
+    assert settings(app) == []
+    app.query_params["set"] = "parallelism.expert=32"
+    app.run()
+    assert app.select_slider(key="what-if-parallelism.expert").value == 32
 
 
 def test_changes_are_told_against_the_pin() -> None:
@@ -248,6 +289,24 @@ def test_the_simulation_runs_on_its_button_and_is_kept() -> None:
     assert len(app.get("vega_lite_chart")) == 2
     again = open_page("what-if", scenario=SCENARIO, view="timeline", set=quick)
     assert again.get("vega_lite_chart"), "the same scenario is not simulated twice"
+
+
+def test_simulations_wait_for_their_turn_on_the_gate_of_all_slow_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    what = open_page("what-if", scenario=SCENARIO, view="timeline", set=["simulation.seed=71"])
+    both = open_page("compare", a=[SCENARIO, "simulation.seed=72"], b=[SCENARIO, "simulation.seed=73"])
+    turns = []
+
+    def run(key: str, what: str, ask: Any) -> Any:
+        turns.append(key)
+        return answers.Answer(problems=())
+
+    slow, answers = sys.modules["shared.slow"], sys.modules["shared.answers"]
+    monkeypatch.setattr(slow, "run", run)
+    what.button(key="what-if-simulate").click().run()
+    both.button(key="compare-simulate").click().run()
+    assert turns == ["what-if", "compare"]
+    assert not what.exception
+    assert not both.exception
 
 
 def test_all_numbers_and_files() -> None:

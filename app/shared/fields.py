@@ -20,13 +20,14 @@ def choice(
     told: Callable[[str], str] = str,
     horizontal: bool = False,
     others: bool = False,
+    clears: str = "",
 ) -> str:
     """One of several; a link that names another has the default. `horizontal`: side by side instead of in a list;
-    `others`: what is not in the list may be typed."""
+    `others`: what is not in the list may be typed; `clears`: the key that another choice sets back."""
     known = list(dict.fromkeys(options))
     value = links.first({key: links.values(page, key)}, key, default, () if others else known)
     name = _shown(page, key, value)
-    how: dict[str, Any] = {"key": name, "format_func": told, "on_change": _put, "args": (page, key, default)}
+    how: dict[str, Any] = {"key": name, "format_func": told, "on_change": _put, "args": (page, key, default, clears)}
     if horizontal:
         st.segmented_control(label, known, **how)
     else:
@@ -90,12 +91,14 @@ def _word(value: Any) -> Any:
     return ("yes" if value else "no") if isinstance(value, bool) else value
 
 
-def _put(page: str, key: str, default: Any) -> None:
-    """A widget's callback: the state holds its value, or nothing where that is the default."""
+def _put(page: str, key: str, default: Any, clears: str = "") -> None:
+    """A widget's callback: the state holds its value, or nothing where that is the default, and nothing of `clears`."""
     value = st.session_state[f"{page}-{key}"]
     same = value is None or value == default
     said = [str(one) for one in value] if isinstance(value, list) else str(_word(value))
     links.put(page, key, None if same else said)
+    if clears:
+        links.put(page, clears, None)
 
 
 def _put_lines(page: str, key: str) -> None:

@@ -2,11 +2,12 @@
 
 A page's state is text only, as in a link: key -> values. It lives in the session, so that it survives a visit to
 another page; at the end of every run the page publishes it to the address bar. A link that the page did not write
-itself (opened, or reached with the browser's Back) replaces the state.
+itself (opened, or reached with the browser's Back) replaces the state; an empty one is the state as it was first.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -29,7 +30,7 @@ def state(page: str, keys: Iterable[str]) -> State:
     link = _link(keys)
     memory = _memory(page)
     touched = st.session_state.pop(_TOUCHED, False)
-    if link and not touched and _arrived(page, link):
+    if not touched and _arrived(page, link):
         memory.clear()
         memory.update(link)
     return memory
@@ -58,15 +59,21 @@ def put(page: str, key: str, values: str | Sequence[str] | None) -> None:
     st.session_state[_TOUCHED] = True
 
 
-def publish(page: str) -> None:
-    """Writes the state of `page` to the address bar; every page does so at its end."""
+def publish(page: str, first: State | None = None) -> None:
+    """Writes the state of `page` to the address bar; every page does so at its end. `first`: the state that needs no
+    link, since the page without one shows it."""
     memory = {key: list(values) for key, values in sorted(_memory(page).items())}
+    if _memory(page) == first:
+        memory = {}
     link = {key: tuple(values) for key, values in memory.items()}
     recent: list[tuple[str, State, float]] = st.session_state.setdefault(_WRITTEN, [])
+    heard = _link(None) == link
+    if heard and recent and recent[-1][:2] == (page, link):
+        recent.pop()
     if not recent or recent[-1][:2] != (page, link):
-        recent.append((page, link, time.monotonic()))
+        recent.append((page, link, -math.inf if heard else time.monotonic()))
         del recent[:-_RECENT]
-    if _link(None) != link:
+    if not heard:
         st.query_params.from_dict(memory)
     st.session_state.pop(_TOUCHED, None)
 
@@ -78,7 +85,9 @@ def go(page: str, values: Mapping[str, str | Sequence[str]]) -> None:
     memory.update({key: (text,) if isinstance(text, str) else tuple(text) for key, text in values.items() if text})
     st.session_state.pop(_TOUCHED, None)
     st.session_state[_WENT] = page
-    st.switch_page(st.session_state[_PAGES][page])
+    # With the state at once: a page that is opened empty and then written would be two steps of Back.
+    query = {key: list(texts) for key, texts in sorted(memory.items())}
+    st.switch_page(st.session_state[_PAGES][page], query_params=query)
 
 
 def go_later(page: str, values: Mapping[str, str | Sequence[str]]) -> None:
@@ -138,13 +147,16 @@ def _link(keys: Iterable[str] | None) -> State:
 def _arrived(page: str, link: State) -> bool:
     """Whether the address bar holds a link that no page of this session has just written.
 
-    While the browser has not yet heard of the latest one, it may still send one of those before.
+    While the browser has not yet heard of the latest one, it may still send one of those before. Once it has, one of
+    those is the reader's step Back, also the next one right after it.
     """
     recent: list[tuple[str, State, float]] = st.session_state.get(_WRITTEN, [])
     if st.session_state.pop(_WENT, None) == page or not recent:
         return not recent
     last_page, last, when = recent[-1]
-    if last == link or last_page != page:
-        return last != link and _link(None) != last
+    if last_page != page:  # a press on the page's name brings no link: its state is as it was left
+        return bool(link) and last != link and _link(None) != last
+    if last == link:
+        return False
     settling = time.monotonic() - when < _SETTLING_SECONDS
     return not (settling and any(link == written for _, written, _ in recent))

@@ -155,21 +155,17 @@ def kept_chart(key: Hashable, build: Callable[[], Any]) -> dict[str, Any]:
 
 
 class Bar:
-    """Moves a progress bar, not more often than the eye can follow; the press of any button stops the run in it.
+    """Moves a progress bar, not more often than the eye can follow; the press of any button stops the run in it."""
 
-    One of `count` runs, `place` of which are over, with a name that is told.
-    """
-
-    def __init__(self, bar: Any, place: int = 0, count: int = 1, name: str = "") -> None:
-        self._bar, self._place, self._count, self._name, self._last = bar, place, count, name, 0.0
+    def __init__(self, bar: Any) -> None:
+        self._bar, self._last = bar, 0.0
 
     def __call__(self, what: str, share: float) -> None:
         """Moves the bar to the share of this run that is over."""
         now = time.monotonic()
         if now - self._last >= _EVERY:
             self._last = now
-            whole = (self._place + min(max(share, 0.0), 1.0)) / self._count
-            self._bar.progress(whole, plain(f"{self._name}: {what}" if self._name else what))
+            self._bar.progress(min(max(share, 0.0), 1.0), plain(what))
 
 
 def table(frame: pd.DataFrame, key: str, name: str) -> None:
@@ -212,14 +208,19 @@ def parquet(frame: pd.DataFrame) -> bytes:
 
 def problems(found: Iterable[Problem], title: str = "") -> None:
     """A box with every problem, under a title."""
-    lines = [f"- {plain(str(problem))}" for problem in found]
+    lines = ["- " + plain(str(problem)).replace("\n", "  \n  ") for problem in found]
     if lines:
         st.warning("\n".join([*([f"**{title}**\n"] if title else []), *lines]), icon=":material/error:")
 
 
 def beside(problem: Problem, places: Iterable[str]) -> bool:
     """Whether a problem is at, or inside, one of the places (dotted keys)."""
-    return any(problem.where == place or problem.where.startswith(f"{place}.") for place in places)
+    return any(inside(problem.where, place) for place in places)
+
+
+def inside(path: str, place: str) -> bool:
+    """Whether a dotted path is a place or a key within it."""
+    return path == place or path.startswith(f"{place}.")
 
 
 def plain(text: str) -> str:

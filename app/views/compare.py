@@ -14,7 +14,7 @@ from moesim.results.compare_inputs import value_texts
 from moesim.results.compare_report import page as report_page
 from moesim.results.compare_table import signed
 from moesim.results.table import metric_label
-from shared import answers, links, shown
+from shared import answers, links, shown, slow
 from views.compare_slots import DEFAULTS, PAGE, SLOTS, Slot, slots
 
 KEYS = tuple(SLOTS)
@@ -44,7 +44,7 @@ def page() -> None:
         st.info("Choose two scenarios that run, or more.")
     else:
         _compared(chosen)
-    links.publish(PAGE)
+    links.publish(PAGE, DEFAULTS)
 
 
 def _compared(chosen: list[Slot]) -> None:
@@ -53,7 +53,8 @@ def _compared(chosen: list[Slot]) -> None:
     results = [answer.value for answer in found if answer.value is not None]
     if len(results) < 2:
         return
-    key = tuple((result.name, result.road, slot.scenario.key) for result, slot in zip(results, chosen, strict=False))
+    answered = [(answer.value, slot) for answer, slot in zip(found, chosen, strict=True) if answer.value is not None]
+    key = tuple((result.name, result.road, slot.scenario.key) for result, slot in answered)
     ask = lambda: answers.attempt(lambda: moesim.compare(results))  # noqa: E731
     comparison = answers.kept("comparisons", _COMPARISONS).get(key, ask)
     if comparison.value is None:
@@ -72,16 +73,24 @@ def _results(scenarios: list[moesim.Scenario]) -> list[answers.Answer[moesim.Res
         "Simulate all, down to operations", key=f"{PAGE}-simulate", icon=":material/play_arrow:"
     )
     if not (known or asked):
+        slow.told_stopped(PAGE)
         st.caption("Closed form. Simulated, the differences are told by operation.")
         return [answers.estimate(scenario) for scenario in scenarios]
     if asked:
-        bar = st.progress(0.0, "simulating")
-        st.button("Stop", key=f"{PAGE}-stop", icon=":material/stop:")
-        for place, scenario in enumerate(scenarios):
-            answers.simulate(scenario, shown.Bar(bar, place, len(scenarios), scenario.name))
+        slow.run(PAGE, "simulating", lambda progress: _simulated(scenarios, progress))
         st.rerun()
     st.caption("Simulated.")
     return [answers.simulate(scenario) for scenario in scenarios]
+
+
+def _simulated(scenarios: list[moesim.Scenario], progress: slow.Progress) -> None:
+    """Simulates one after another; the bar is over all of them."""
+    for place, scenario in enumerate(scenarios):
+
+        def hear(what: str, share: float, place: int = place, name: str = scenario.name) -> None:
+            progress(f"{name}: {what}", (place + min(max(share, 0.0), 1.0)) / len(scenarios))
+
+        answers.simulate(scenario, hear)
 
 
 def _metrics(comparison: Comparison) -> None:

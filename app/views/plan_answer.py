@@ -44,7 +44,7 @@ def show(plan: Plan, name: str, key: Hashable) -> None:
         st.subheader(shown.plain(label(winner)), anchor=False)
         st.caption(f"{shown.plain(settings(winner))} · {'simulated' if winner.road == 'simulate' else 'closed form'}")
         shown.tiles(winner.summary, ("cost" if "cost" in winner.summary else "gpu_hours", *HEADLINE))
-    st.markdown("\n".join(f"- {shown.plain(sentence)}" for sentence in model.words))
+    st.markdown("\n".join(f"- {_said(sentence)}" for sentence in model.words))
     if model.rows:
         _front(plan, model, name, key)
     _rows(model, name)
@@ -52,14 +52,22 @@ def show(plan: Plan, name: str, key: Hashable) -> None:
     _rejected(model)
     if model.notes:
         with st.expander("Notes"):
-            st.markdown("\n".join(f"- {shown.plain(note)}" for note in model.notes))
+            st.markdown("\n".join(f"- {_said(note)}" for note in model.notes))
+
+
+def _said(sentence: str) -> str:
+    """A sentence of the planner, with the name of the control in place of the command's option."""
+    return shown.plain(sentence.replace("--gpus", "How many"))
 
 
 def _front(plan: Plan, model: ModelPlan, name: str, key: Hashable) -> None:
     picture = shown.kept_chart(("plan", key), model.chart)
     frame = answers.kept("plan-frames", 8).get(key, lambda: candidates(plan).to_pandas())
     picked = shown.chart_with_table(picture, frame, f"{PAGE}-front", "candidates", select=True)
-    st.caption("A click on a point opens that layout in What if.")
+    st.caption(
+        "Large points are the Pareto front of time, cost, memory and drops: no other layout is better in one of the "
+        "four without being worse in another. A click on a point opens that layout in What if."
+    )
     places = (picked or {}).get("selection", {}).get("picked") or []
     if places:
         _open(model.candidate(int(places[0]["place"])), name)

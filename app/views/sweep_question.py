@@ -96,14 +96,15 @@ def _counted(spec: dict[str, Any], axes: tuple[str, ...], road: str) -> Asked:
 def _axis(key: str, label: str, default: str) -> tuple[str, list[Any], list[Problem]] | None:
     """One axis: its field, its values, and what is wrong with them; None where it is not used."""
     options = [*([NONE] if key == "y" else []), *AXES]
-    field = fields.choice(PAGE, key, label, options, default, told=name_of_field, others=True).strip()
+    values = f"{key}s"
+    field = fields.choice(PAGE, key, label, options, default, told=name_of_field, others=True, clears=values).strip()
     if not field:
         return None
-    text = fields.text(PAGE, f"{key}s", f"{label}: values", AXES.get(field, ""), hint="1, 2, 4")
+    text = fields.text(PAGE, values, f"{label}: values", AXES.get(field, ""), hint="1, 2, 4")
     found = answers.attempt(lambda: parse_mapping(f"values: [{text}]", f"values of {field}")["values"])
-    values = found.value or []
-    problems = list(found.problems) or ([] if values else [Problem(field, "list at least one value")])
-    return field, values, problems
+    listed = found.value or []
+    problems = list(found.problems) or ([] if listed else [Problem(field, "list at least one value")])
+    return field, listed, problems
 
 
 def name_of_field(field: str) -> str:

@@ -9,7 +9,7 @@ from moesim.serving.result import ServingResult
 from shared import answers, links, shown
 from views import what_if_charts, what_if_run, what_if_serving
 from views.what_if_board import controls
-from views.what_if_controls import PAGE, board
+from views.what_if_controls import PAGE, board, remember
 
 KEYS = ("scenario", "set", "pin", "view")
 DEFAULT = "deepseek-v3-2048-h800"
@@ -102,6 +102,7 @@ def _picker(names: list[str], name: str) -> None:
 def _picked() -> None:
     links.put(PAGE, "scenario", st.session_state[f"{PAGE}-scenario"])
     links.put(PAGE, "set", None)
+    remember("")
 
 
 def _pins(name: str, settings: tuple[str, ...], pin: tuple[str, ...]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, get_args
@@ -17,6 +18,7 @@ from moesim.specs.parallelism import DataSharding, ScheduleKind
 from moesim.specs.routing import Dialect
 from moesim.specs.workload import ComputeFormat, PrecisionSpec, WireFormat
 from moesim.units import parse, show
+from shared import shown
 from views.what_if_controls import (
     AS_WRITTEN,
     PAGE,
@@ -54,13 +56,29 @@ def controls(on: Board, settings: tuple[str, ...]) -> None:
         ("Communication", ("dispatcher", "overlap"), False, communication),
         ("Precision", ("precision",), False, precision),
         ("Workload and memory", ("workload", "recompute"), False, workload),
-        ("All changes", ("--set",), False, partial(all_settings, settings=settings)),
+        ("All changes", ("--set", "settings"), False, partial(all_settings, settings=settings)),
     )
     for title, places, opened, draw in groups:
         wrong = bool(on.wrong(places))
-        with st.expander(f":material/error: {title}" if wrong else title, expanded=opened or wrong):
+        here = any(shown.inside(on.moved.removeprefix(f"{PAGE}-"), place) for place in places)
+        key, before = _unfolded(title, wrong, fresh=not here)
+        icon = ":material/error:" if wrong else None
+        with st.expander(title, expanded=opened or before, icon=icon, key=key):
             draw(on)
             on.complain(places)
+
+
+def _unfolded(title: str, wrong: bool, *, fresh: bool) -> tuple[str, bool]:
+    """The key of a group, and whether it has ever held a problem: then it stays open when that is undone.
+
+    A problem that comes anew opens also a group that was folded by hand: by a new key, as its browser knows no other
+    way. Not where the control in the reader's hand is in the group (`fresh`), for it would lose the keyboard.
+    """
+    groups: dict[str, tuple[int, bool, bool]] = st.session_state.setdefault(f"{PAGE}-groups", {})
+    count, before, ever = groups.get(title, (0, False, False))
+    count += wrong and not before and fresh
+    groups[title] = count, wrong, ever or wrong
+    return f"{PAGE}-group-{title.replace(' ', '-').lower()}-{count}", ever or wrong
 
 
 def hardware(on: Board) -> None:
@@ -126,7 +144,10 @@ def _capacity(on: Board) -> None:
     before = {} if isinstance(shipped, str) or not shipped else shipped
     held = current if isinstance(current, dict) else {}
     kept = {key: value for key, value in held.items() if value is not None and key not in ("factor", "dialect")}
-    factor = held.get("factor", before.get("factor", 1.25))
+    first_factor = before.get("factor", 1.25)
+    factor = held.get("factor", first_factor)
+    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not math.isfinite(factor):
+        factor = first_factor
     # Capacity counts every token: none can stand for others.
     also = (("simulation.sampled_tokens", "null"),) if dig(on.shipped, "simulation.sampled_tokens") else ()
 
@@ -145,6 +166,7 @@ def _capacity(on: Board) -> None:
         args=(f"{PAGE}-{path}", edit),
         help="How a library rounds and shares out expert capacity; dropless routes every token.",
     )
+    on.complain((), f"{PAGE}-{path}")
     key = f"{PAGE}-{path}.factor"
     st.session_state[key] = factor
     same = before.get("factor") if dialect == first else None
@@ -153,7 +175,7 @@ def _capacity(on: Board) -> None:
     st.select_slider(
         "Capacity factor", options, key=key, on_change=changed, args=(key, edit), disabled=dialect == DROPLESS
     )
-    on.complain((path, "simulation.sampled_tokens"))
+    on.complain((path, "simulation.sampled_tokens"), key)
 
 
 def _load(on: Board) -> None:
@@ -175,6 +197,7 @@ def _load(on: Board) -> None:
     edit = Edit(path, before, lambda skew: _inline({law: skew}))
     label = "Zipf exponent" if law == ZIPF else "Standard deviation of the log load"
     st.select_slider(label, sorted({*_SKEWS, value}), key=key, on_change=changed, args=(key, edit))
+    on.complain((), key)
 
 
 def _load_kind(load: Any, kinds: list[str]) -> str:

@@ -30,11 +30,16 @@ _YAML_WORDS = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
 
 @dataclass
 class Board:
-    """Where the controls read and complain: the shipped scenario, the one with overrides, and what is wrong with it."""
+    """Where the controls read and complain: the shipped scenario, the one with overrides, and what is wrong with it.
+
+    `moved`: the key of the control that was moved last; `before`: what was wrong before it was.
+    """
 
     shipped: dict[str, Any]
     merged: dict[str, Any]
     problems: tuple[Problem, ...]
+    moved: str = ""
+    before: tuple[Problem, ...] = ()
     told: list[Problem] = field(default_factory=list)
 
     def value(self, path: str) -> Any:
@@ -45,12 +50,18 @@ class Board:
         """The problems at these places."""
         return [problem for problem in self.problems if shown.beside(problem, places)]
 
-    def complain(self, places: Iterable[str]) -> None:
-        """Explains the problems at these places, below the control that was just drawn; each once."""
-        for problem in self.wrong(places):
+    def complain(self, places: Iterable[str], key: str = "") -> None:
+        """Explains the problems at these places, below the control that was just drawn; each once.
+
+        Below the control that was moved last, by its key, also what its move has made wrong elsewhere.
+        """
+        here = self.wrong(places)
+        for problem in here:
             if problem not in self.told:
                 self.told.append(problem)
                 st.warning(shown.plain(problem.what), icon=":material/error:")
+        if key and key == self.moved:
+            shown.problems(one for one in self.problems if one not in here and one not in self.before)
 
 
 def board(scenario: moesim.Scenario | ServingScenario, settings: Sequence[str], problems: Sequence[Problem]) -> Board:
@@ -62,7 +73,9 @@ def board(scenario: moesim.Scenario | ServingScenario, settings: Sequence[str], 
             merged = override_key(merged, setting)
         except UserError:
             continue
-    return Board(shipped, merged, tuple(problems))
+    st.session_state[_WRONG] = tuple(problems)
+    moved, before = st.session_state.get(_MOVED, ("", ()))
+    return Board(shipped, merged, tuple(problems), moved, before)
 
 
 def dig(document: Any, path: str) -> Any:
@@ -99,8 +112,19 @@ class Edit:
     also: tuple[tuple[str, str], ...] = ()
 
 
+_MOVED = f"{PAGE}-moved"
+_WRONG = f"{PAGE}-wrong"
+
+
+def remember(key: str) -> None:
+    """Remembers which control was moved last, and what was wrong before it was; "": none."""
+    last, before = st.session_state.get(_MOVED, ("", ()))
+    st.session_state[_MOVED] = (key, before if key == last else st.session_state.get(_WRONG, ()))
+
+
 def changed(key: str, edit: Edit) -> None:
     """A widget's callback: its value becomes an override of the page's state."""
+    remember(key)
     value = st.session_state[key]
     settings = links.values(PAGE, "set")
     same = value == edit.shipped
@@ -125,7 +149,7 @@ def pick(on: Board, label: str, current: str, options: list[str], edit: Edit, pl
     known = options if current in options else [*options, current]
     st.session_state[key] = current
     st.selectbox(label, known, key=key, on_change=changed, args=(key, edit))
-    on.complain(places)
+    on.complain(places, key)
 
 
 def steps(
@@ -148,7 +172,7 @@ def steps(
         st.select_slider(label, known, key=key, format_func="{:,}".format, on_change=changed, args=(key, edit))
     else:
         st.caption(f"{label}: {current}, the only value here")
-    on.complain(places or (path,))
+    on.complain(places or (path,), key)
 
 
 def _step(value: Any) -> int | float | None:
@@ -165,7 +189,7 @@ def toggle(on: Board, label: str, path: str, *, shipped: bool | None = None, hel
     key = f"{PAGE}-{path}"
     st.session_state[key] = bool(before if current is None else current)
     st.toggle(label, key=key, help=help, on_change=changed, args=(key, Edit(path, bool(before))))
-    on.complain((path,))
+    on.complain((path,), key)
 
 
 def number(on: Board, label: str, path: str) -> None:
@@ -175,7 +199,7 @@ def number(on: Board, label: str, path: str) -> None:
     st.session_state[key] = current if isinstance(current, int) and current >= 1 else shipped
     edit = Edit(path, shipped)
     st.number_input(label, 1, 1 << 32, step=1, key=key, on_change=changed, args=(key, edit))
-    on.complain((path,))
+    on.complain((path,), key)
 
 
 def all_settings(on: Board, settings: Sequence[str]) -> None:
@@ -183,10 +207,11 @@ def all_settings(on: Board, settings: Sequence[str]) -> None:
     key = f"{PAGE}-settings"
     st.session_state[key] = "\n".join(settings)
     st.text_area("Changes, one a line: `a.b=value`", key=key, on_change=_typed, height=140)
-    on.complain(("--set",))
+    on.complain(("--set",), key)
 
 
 def _typed() -> None:
+    remember(f"{PAGE}-settings")
     lines = (line.strip() for line in st.session_state[f"{PAGE}-settings"].splitlines())
     links.put(PAGE, "set", [line for line in lines if line][: links.MOST_VALUES])
 

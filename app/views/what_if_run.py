@@ -11,7 +11,7 @@ import streamlit as st
 import moesim
 from moesim.results.report import write_html
 from moesim.scenario.loading import to_yaml
-from shared import answers, links, shown
+from shared import answers, links, shown, slow
 from views.what_if_charts import picture
 
 PAGE = "what-if"
@@ -33,6 +33,7 @@ def timeline(asked: moesim.Scenario) -> None:
             f"{'s' if settings.steps > 1 else ''}, {settings.microbatch_samples} routing samples a layer, seed "
             f"{settings.seed}. It is kept, so that the same scenario is simulated once."
         )
+        slow.told_stopped(PAGE)
         if not st.button("Simulate", key=f"{PAGE}-simulate", type="primary", icon=":material/play_arrow:"):
             return
     result = _simulated(asked)
@@ -47,18 +48,15 @@ def timeline(asked: moesim.Scenario) -> None:
 
 
 def _simulated(asked: moesim.Scenario) -> moesim.Result | None:
-    """The simulation's result, with a bar while it runs."""
-    place = st.empty()
-    if answers.simulated(asked):
-        found = answers.simulate(asked)
-    else:
-        with place.container():
-            bar = st.progress(0.0, "simulating")
-            st.button("Stop", key=f"{PAGE}-stop", icon=":material/stop:")
-        found = answers.simulate(asked, shown.Bar(bar))
-        place.empty()
-        if found.value is not None:
+    """The simulation's result, with a bar while it runs and waits for its turn."""
+    if not answers.simulated(asked):
+        ran = slow.run(PAGE, "simulating", lambda progress: answers.simulate(asked, progress))
+        if ran.value is None:
+            shown.problems(ran.problems)
+            return None
+        if ran.value.value is not None:
             st.rerun()
+    found = answers.simulate(asked)
     shown.problems(found.problems)
     return found.value
 

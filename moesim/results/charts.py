@@ -121,10 +121,10 @@ class Charts:
         data = style.rows(4, source=source, destination=destination, bytes=mean.ravel() / factor)
         pixels = max(2, round(440 / len(mean))) * len(mean)
         cell = f"a cell is the mean pair of {width} x {width} ranks" if width > 1 else "a cell is a pair of ranks"
-        below = _whole(ranks, reverse=True)
+        below, whole = _whole(ranks, reverse=True), {"grid": False, "tickMinStep": 1}
         chart: alt.Chart = _cells(alt.Chart(data), {"x": ("destination", ranks), "y": ("source", ranks)}, width).encode(
-            x=alt.X("destination:Q", axis=style.axis("destination rank", grid=False), scale=_whole(ranks)),
-            y=alt.Y("source:Q", axis=style.axis("source rank", grid=False), scale=below),
+            x=alt.X("destination:Q", axis=style.axis("destination rank", **whole), scale=_whole(ranks)),
+            y=alt.Y("source:Q", axis=style.axis("source rank", **whole), scale=below),
             color=alt.Color("bytes:Q", scale=alt.Scale(scheme="blues", zero=True), legend=style.legend(symbol)),
             tooltip=[
                 alt.Tooltip("source:Q"),
@@ -163,7 +163,7 @@ def _load_cells(load: views.ExpertLoad) -> tuple[alt.Chart, str, dict[str, Any]]
     scale = alt.Scale(scheme="blueorange", domain=[0, 1, max(float(busiest.max()), 2.0)])
     legend = style.legend("tokens / mean", orient="bottom", gradientLength=200)
     cells = _cells(alt.Chart(), {"x": ("expert", experts)}, width).encode(
-        x=alt.X("expert:Q", axis=style.axis("expert", grid=False), scale=_whole(experts)),
+        x=alt.X("expert:Q", axis=style.axis("expert", grid=False, tickMinStep=1), scale=_whole(experts)),
         y=alt.Y("layer:O", axis=style.axis("model layer")),
         color=alt.Color("load:Q", scale=scale, legend=legend),
         tooltip=[
