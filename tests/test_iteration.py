@@ -274,7 +274,8 @@ def test_a_stack_answers_for_its_releases_and_scales_kernels_alone() -> None:
     assert time_factor("auto") == 1.0
     assert "no calibration of its own" in stack_note("vllm 99")
     assert "none named" in stack_note("auto")
-    assert 0.0 < band("sglang 0.5.9") < band("auto")
+    assert 0.0 < band("sglang 0.5.9", None, "output_tokens_per_second") < band("auto", None, "output_tokens_per_second")
+    assert band("auto", None, "time_to_first_token") > band("auto", None, "time_per_output_token")
     found = law(LLAMA)
     work = batch(decode=16.0)
     plain, slow = found.parts(work), found.with_factor(2.0).parts(work)

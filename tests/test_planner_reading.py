@@ -17,7 +17,8 @@ from moesim.planner.space import enumerate_space
 from moesim.specs import parameters
 from moesim.specs.plan import LimitsSpec
 
-PLANS = sorted((Path(__file__).parents[1] / "scenarios" / "plans").glob("*.yaml"))
+SHIPPED = sorted((Path(__file__).parents[1] / "scenarios" / "plans").glob("*.yaml"))
+PLANS = [path for path in SHIPPED if "-serving-" not in path.stem]  # those of serving: test_planner_serving.py
 
 
 def told(**said: Any) -> str:
