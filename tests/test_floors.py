@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "moesim"
 
 # Lowest first. A room is a folder or a file of the package.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("version", "errors", "files", "units", "randomness", "provenance", "columns", "shipped"),
+    ("version", "errors", "files", "units", "garbage", "randomness", "provenance", "columns", "shipped"),
     ("specs", "catalog"),
     ("routing", "traces", "placement"),
     ("network", "costs", "measurement"),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from moesim.engine.conservation import check_step
 from moesim.engine.durations import Durations
 from moesim.engine.recorder import Recorder
 from moesim.engine.streams import STREAMS, Device, Done, SlotRun
+from moesim.garbage import uncollected
 from moesim.randomness import Streams
 from moesim.step.model import StepModel
 from moesim.step.operations import Operation
@@ -52,7 +52,7 @@ def simulate_step(
     for device in devices:
         _gather_parameters(model, device)
         device.start()
-    with _uncollected():
+    with uncollected():
         _run(env, recorder, sum(len(run.operations) for device in devices for run in device.runs), report)
     done = _finish(model, devices, recorder)
     check_step(model, devices, done.columns)
@@ -99,18 +99,6 @@ def _gather_parameters(model: StepModel, device: Device) -> None:
     device.recorder.once(device.stage, "parameter gathering", device.free["compute"], once.gather)
     for stream in STREAMS:
         device.free[stream] = device.free[stream] + wait
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Puts off Python's search for cycles: a run makes 10^5 events that it would walk again and again."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _run(env: simpy.Environment, recorder: Recorder, total: int, report: Report | None) -> None:

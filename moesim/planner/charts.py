@@ -46,20 +46,8 @@ def pareto(model: ModelPlan) -> ChartType:
         ],
     )
     cost = f"cost ({'$' if priced else 'GPU-hours'})"
-    found: ChartType = alt.Chart(data).mark_point(filled=True, cursor="pointer")
-    found = found.add_params(alt.selection_point(name=PICKED, fields=["place"], on="click", clear="dblclick"))
-    found = found.encode(
-        x=alt.X("days:Q", axis=style.axis("time to train (days)"), scale=_log(table["training_time"][places] / DAY)),
-        y=alt.Y("cost:Q", axis=style.axis(cost, format="~s"), scale=_log(table["cost"][places])),
-        color=alt.Color(
-            "gpu:N",
-            legend=style.legend(orient="top", columns=3, values=sorted(set(map(str, table["gpu"][places])))),
-            scale=style.palette(sorted(set(map(str, table["gpu"])))),
-        ),
-        size=alt.Size("front:N", legend=None, scale={"domain": ["front", "other"], "range": [90, 30]}),
-        opacity=alt.Opacity("front:N", legend=None, scale={"domain": ["front", "other"], "range": [0.95, 0.35]}),
-        tooltip=[alt.Tooltip(f"{name}:N") for name in ("hardware", "layout", "memory", "front")],
-    )
+    x = alt.X("days:Q", axis=style.axis("time to train (days)"), scale=_log(table["training_time"][places] / DAY))
+    found = _cloud(data, table, places, x, cost, "memory")
     below = f"{len(places):,} of {model.feasible:,} candidates within the limits, as screened; large: the Pareto front"
     title = style.title(f"{model.model}: time to train against cost", below)
     found = found.properties(width=WIDTH, height=340, title=title)
@@ -86,10 +74,22 @@ def serving_pareto(model: ServingModelPlan) -> ChartType:
         layout=[_engines(table, int(at)) for at in places],
     )
     cost = f"cost of a million output tokens ({'$' if priced else 'GPU-hours'})"
+    x = alt.X("time:Q", axis=style.axis(f"time of the {said} (ms)"), scale=_log(table[time][places] * 1e3))
+    found = _cloud(data, table, places, x, cost, "first")
+    below = f"{len(places):,} of {model.feasible:,} deployments within the limits, by the closed form; large: the front"
+    title = style.title(f"{model.model}: time of the {said} against cost", below)
+    found = found.properties(width=WIDTH, height=340, title=title)
+    return found
+
+
+def _cloud(
+    data: Any, table: dict[str, NDArray[Any]], places: NDArray[Any], x: alt.X, cost: str, told: str
+) -> ChartType:
+    """Candidates at `places` against cost, by GPU, the front large; a click picks one, its tooltip says `told` too."""
     found: ChartType = alt.Chart(data).mark_point(filled=True, cursor="pointer")
     found = found.add_params(alt.selection_point(name=PICKED, fields=["place"], on="click", clear="dblclick"))
     found = found.encode(
-        x=alt.X("time:Q", axis=style.axis(f"time of the {said} (ms)"), scale=_log(table[time][places] * 1e3)),
+        x=x,
         y=alt.Y("cost:Q", axis=style.axis(cost, format="~s"), scale=_log(table["cost"][places])),
         color=alt.Color(
             "gpu:N",
@@ -98,11 +98,8 @@ def serving_pareto(model: ServingModelPlan) -> ChartType:
         ),
         size=alt.Size("front:N", legend=None, scale={"domain": ["front", "other"], "range": [90, 30]}),
         opacity=alt.Opacity("front:N", legend=None, scale={"domain": ["front", "other"], "range": [0.95, 0.35]}),
-        tooltip=[alt.Tooltip(f"{name}:N") for name in ("hardware", "layout", "first", "front")],
+        tooltip=[alt.Tooltip(f"{name}:N") for name in ("hardware", "layout", told, "front")],
     )
-    below = f"{len(places):,} of {model.feasible:,} deployments within the limits, by the closed form; large: the front"
-    title = style.title(f"{model.model}: time of the {said} against cost", below)
-    found = found.properties(width=WIDTH, height=340, title=title)
     return found
 
 

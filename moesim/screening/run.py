@@ -6,15 +6,14 @@ the rest is worked out in blocks of candidates of similar loads, which bounds th
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.garbage import uncollected
 from moesim.routing.moments import Moments
 from moesim.scenario.scenario import Scenario
 from moesim.screening.candidates import Candidates, Choices, Progress, Screened
@@ -68,24 +67,12 @@ def screen(scenario: Scenario, choices: Choices, candidates: Candidates, progres
 
         few = candidates.rows(mine)
         if is_known(scenario):
-            with _uncollected():
+            with uncollected():
                 answers[mine] = _screened(columns(scenario, choices, few), report)
         else:
             answers[mine] = one_by_one(scenario, choices, few, report)
     step, exposed, bubble, dropped = answers[:, :4].T
     return Screened(step, exposed, bubble, answers[:, 4:].sum(axis=1), answers[:, 4:], PARTS, dropped)
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without the collector of cyclic garbage: none is made here, and it would walk through all that is kept."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
 
 
 def _screened(cols: Columns, report: Callable[[float], None]) -> Floats:
