@@ -66,7 +66,7 @@ def test_open_arrivals_are_served_as_they_come_or_pile_up() -> None:
     most = state("workload.arrivals.concurrency=100000").requests_per_second
     calm = state(open_ % (most / 2))
     assert calm.feasible
-    assert calm.requests_per_second == pytest.approx(most / 2)
+    assert calm.requests_per_second == pytest.approx(most / 2, rel=1e-5)  # as written, to six digits
     assert calm.decoding * 2 == pytest.approx(most / 2 * 199 * calm.time_per_output_token, rel=1e-3)
     busy = state(open_ % (0.9 * most))
     assert busy.time_per_output_token > calm.time_per_output_token
@@ -111,7 +111,7 @@ def test_a_prompt_in_the_cache_costs_less_and_decode_none() -> None:
     assert cached.time_to_first_token < 0.7 * plain.time_to_first_token
     assert cached.output_tokens_per_second > plain.output_tokens_per_second
     decode = state("workload.kind=decode")
-    assert decode.time_to_first_token == pytest.approx(0.0, abs=1e-9)
+    assert decode.time_to_first_token == pytest.approx(decode.time_per_output_token, rel=1e-6)  # an iteration
     assert decode.output_tokens_per_second > cached.output_tokens_per_second
 
 

@@ -1,6 +1,6 @@
 """Host time of an iteration: what the scheduler needs between iterations, and launches where no graph holds them.
 
-Coefficients: calibration "serving", and the training step's host time of a layer.
+Coefficients: calibration "serving".
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from moesim import catalog
 from moesim.costs.compute import coefficients
 from moesim.iteration.stack import compiled
 from moesim.scenario.serving import ServingScenario
-from moesim.specs.parameters import FORWARD_AND_BACKWARD
 from moesim.specs.serving import InstanceSpec
 
 Floats = NDArray[np.float64]
@@ -30,14 +29,13 @@ class Host:
 
     @cached_property
     def _launches(self) -> float:
-        """Seconds to issue all kernels of an iteration one by one: a training step's forward without its backward."""
-        model, data = self.scenario.model, coefficients(self.scenario.cluster.calibration)
-        if self.scenario.cluster.gpu.generation in data["compiled"] or compiled(self.scenario.stack):
+        """Seconds to issue all kernels of an iteration one by one."""
+        model, measured = self.scenario.model, self.scenario.cluster.calibration
+        if self.scenario.cluster.gpu.generation in coefficients(measured)["compiled"] or compiled(self.scenario.stack):
             return 0.0
-        host = data["host"]
+        layer = catalog.calibration("serving", measured)["host"]["layer"]
         routed = model.moe_layers if model.is_moe else 0
-        both = routed * host["moe_layer"] + (model.layers - routed) * host["dense_layer"]
-        return float(both / FORWARD_AND_BACKWARD)
+        return float(routed * layer["moe"] + (model.layers - routed) * layer["dense"])
 
     def seconds(self, kernels: Floats, requests: Floats, prompts: NDArray[np.bool_]) -> Floats:
         """Seconds [B] that the host adds to `kernels` seconds of work on `requests` of the instance.

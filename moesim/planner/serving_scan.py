@@ -136,7 +136,7 @@ class _Kind:
     def _pool(
         self, size: int, count: int, setting: Settings, part: Part
     ) -> tuple[list[InstanceSpec], Floats, Counter[str]]:
-        """The layouts of a pool that are legal under a setting, their states [P, 6], and the others by rule."""
+        """The layouts of a pool that are legal under a setting, their states [P, 7], and the others by rule."""
         space = self._of(size, part)
         states = [(layout, self.screen.state(layout, count, setting, part)) for layout in space.legal[setting]]
         told = [(layout, state) for layout, state in states if state is not None]
@@ -180,10 +180,10 @@ class _Kind:
         return np.unique(np.concatenate([able, *near]))
 
     def _figures(self, gpus: int, ahead: Floats, behind: Floats) -> Figures:
-        """Figures of deployments whose prompts `ahead` [C, 6] and outputs `behind` [C, 6] are worked by these pools."""
+        """Figures of deployments whose prompts `ahead` [C, 7] and outputs `behind` [C, 7] are worked by these pools."""
         many = np.full(len(ahead), float(gpus))
         own, other = (dict(zip(State._fields, table.T, strict=True)) for table in (ahead, behind))
-        first = own["first"] + own["moved"]
+        first = own["first"] + own["moved"] + other["seat"]
         times = {
             "time_to_first_token": first,
             "time_per_output_token": other["each"],

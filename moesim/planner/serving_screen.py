@@ -33,7 +33,7 @@ _BY_LOAD = ("experts", "peak")
 
 class State(NamedTuple):
     """A pool in its steady state: latencies, output tokens and requests a second, shares of memory and of the rate, and
-    the seconds in which a prompt's KV cache moves."""
+    the seconds in which a prompt's KV cache moves, and waits for a seat where outputs are apart."""
 
     first: float
     each: float
@@ -41,6 +41,7 @@ class State(NamedTuple):
     memory: float
     rate: float
     moved: float
+    seat: float
 
 
 class SharedLaw(IterationLaw):
@@ -164,7 +165,7 @@ class Screen:
     def _found(self, layout: InstanceSpec, count: int, setting: Settings, phase: Phase) -> State:
         engine, memory = self._engine(layout, setting, phase)
         if engine is None:
-            return State(inf, inf, 0.0, memory, 0.0, 0.0)
+            return State(inf, inf, 0.0, memory, 0.0, 0.0, 0.0)
         engine.pool = Pool(phase, layout, count)
         found = engine.closed() if self.demand.concurrency is not None else engine.open(self.demand.rate)
         return State(
@@ -174,6 +175,7 @@ class Screen:
             memory=memory,
             rate=self._rate_share(found),
             moved=self._transfer(layout, engine.law) if phase == "prefill" and self.moves else 0.0,
+            seat=found.seat_wait if phase == "decode" and self.moves else 0.0,
         )
 
     def _rate_share(self, found: SteadyState) -> float:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import inf
 
 from moesim.iteration.law import IterationLaw
 from moesim.scenario.serving import ServingScenario
 from moesim.serving.demand import Demand, demand_of
-from moesim.serving.steady_engine import SteadyEngine, SteadyState, fixed_point
+from moesim.serving.steady_engine import SteadyEngine, SteadyState
 
 __all__ = ["SteadyState", "steady_state"]
+_HALVINGS, _HARDLY_ANY = 14, 1e-9
 
 
 def steady_state(scenario: ServingScenario, laws: Sequence[IterationLaw] | None = None) -> SteadyState:
@@ -39,24 +40,32 @@ def _never(binding: str) -> SteadyState:
 def _apart(demand: Demand, first: SteadyEngine, then: SteadyEngine) -> SteadyState:
     """Prompts on one pool, outputs on the other, the KV cache moved between."""
     moved = float(then.law.kv_transfer_seconds(demand.prompt))
-    if demand.concurrency is None:
-        prefill, decode = first.open(demand.rate), then.open(demand.rate)
-        return _joined(prefill, decode, demand, moved)
 
-    def rate(guess: float) -> float:
-        prefill, decode = first.open(guess), then.open(guess)
-        if not (prefill.feasible and decode.feasible):
-            return min(state.requests_per_second for state in (prefill, decode)) * 0.999
-        whole = prefill.time_to_first_token + moved + decode.time_per_output_token * (demand.output - 1)
-        return demand.concurrency / whole if demand.concurrency else 0.0
+    def at(rate: float) -> SteadyState:
+        return _joined(first.open(rate), then.open(rate), demand, moved)
 
-    found = fixed_point(rate, 1e-3)
-    state = _joined(first.open(found), then.open(found), demand, moved)
-    if not state.feasible:  # on the edge of what one of the pools can do
-        found = rate(found)
-        state = _joined(first.open(found), then.open(found), demand, moved)
-    wait = demand.concurrency / found - state.time_per_output_token * (demand.output - 1)
-    return replace(state, binding="concurrency", time_to_first_token=max(wait, state.time_to_first_token))
+    concurrency = demand.concurrency
+    if concurrency is None:
+        return at(demand.rate)
+
+    def left_over(rate: float) -> float:
+        """Requests of the loop that a rate leaves over."""
+        state = at(rate)
+        return concurrency - rate * state.request_latency if state.feasible else -inf
+
+    found = _falling_zero(left_over, concurrency / at(_HARDLY_ANY).request_latency)
+    state = at(found)
+    wait = concurrency / found - state.time_per_output_token * (demand.output - 1)
+    return replace(state, binding="concurrency", time_to_first_token=max(wait, 0.0))
+
+
+def _falling_zero(law: Callable[[float], float], most: float) -> float:
+    """Where `law`, which falls, has its zero, between 0 and `most`."""
+    least = 0.0
+    for _ in range(_HALVINGS):
+        middle = (least + most) / 2
+        least, most = (middle, most) if law(middle) > 0 else (least, middle)
+    return least
 
 
 def _joined(prefill: SteadyState, decode: SteadyState, demand: Demand, moved: float) -> SteadyState:
@@ -66,7 +75,7 @@ def _joined(prefill: SteadyState, decode: SteadyState, demand: Demand, moved: fl
         decode,
         feasible=prefill.feasible and decode.feasible,
         binding=worse.binding if worse.feasible else f"{name} instances: {worse.binding}",
-        time_to_first_token=prefill.time_to_first_token + moved,
+        time_to_first_token=prefill.time_to_first_token + moved + decode.seat_wait,
         requests_per_second=min(prefill.requests_per_second, decode.requests_per_second),
         output_tokens_per_second=min(prefill.requests_per_second, decode.requests_per_second) * demand.output,
         input_tokens_per_second=min(prefill.requests_per_second, decode.requests_per_second) * demand.prompt,

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import floor
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
 
 from moesim.errors import InternalError
 from moesim.randomness import Streams
 from moesim.scenario.serving import ServingScenario
 from moesim.serving.requests import draw_requests
-from moesim.specs.serving import ServingWorkload
+from moesim.specs.serving import LengthsSpec, ServingWorkload
+
+Floats = NDArray[np.float64]
+_SIZES = 400
+_SHARES = (np.arange(_SIZES) + 0.5) / _SIZES
+_EDGES = np.arange(_SIZES + 1) / _SIZES
+_NORMAL = np.array([NormalDist().inv_cdf(float(share)) for share in _SHARES])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Demand:
     """Mean tokens of a request: `prompt`, of which `cached` are there already, and `output`. `rate` in requests a
     second, or a `concurrency` that is kept. `burstiness`: squared coefficient of variation of the gaps between
-    arrivals, `prompt_variation` that of prompt tokens."""
+    arrivals; `sizes` [400]: prompts over the mean prompt, ascending, each equally likely."""
 
     prompt: float
     cached: float
@@ -24,12 +34,21 @@ class Demand:
     rate: float
     concurrency: int | None
     burstiness: float
-    prompt_variation: float
+    sizes: Floats
 
     @property
     def new(self) -> float:
         """Prompt tokens that are computed."""
         return max(1.0, self.prompt - self.cached)
+
+    @property
+    def prompt_variation(self) -> float:
+        """Squared coefficient of variation of prompt tokens."""
+        return float(np.square(self.sizes).mean()) - 1.0
+
+    def largest(self, prompts: float) -> float:
+        """Expected new tokens of the largest of so many prompts."""
+        return self.new * float(self.sizes @ np.diff(_EDGES**prompts))
 
 
 def demand_of(scenario: ServingScenario) -> Demand:
@@ -49,8 +68,22 @@ def demand_of(scenario: ServingScenario) -> Demand:
         rate=arrivals.rate or 0.0,
         concurrency=arrivals.concurrency,
         burstiness=arrivals.burstiness or 1.0,
-        prompt_variation=work.input_tokens.variance / prompt**2,
+        sizes=_over_mean(_quantiles(work.input_tokens)),
     )
+
+
+def _quantiles(spec: LengthsSpec) -> Floats:
+    """Token counts [400], ascending, each equally likely."""
+    if spec.low is not None and spec.high is not None:
+        return np.asarray(spec.low + (spec.high - spec.low) * _SHARES)
+    if not spec.deviation:
+        return np.full(_SIZES, spec.average)
+    location, scale = spec.log_normal
+    return np.asarray(np.exp(location + scale * _NORMAL))
+
+
+def _over_mean(sizes: Floats) -> Floats:
+    return np.asarray(sizes / sizes.mean())
 
 
 def _cached(work: ServingWorkload, prompt: float) -> float:
@@ -58,15 +91,16 @@ def _cached(work: ServingWorkload, prompt: float) -> float:
 
 
 def _traced(work: ServingWorkload, seed: int) -> Demand:
+    """Means of a trace; one whose requests come all at once is a loop that they fill."""
     drawn = draw_requests(work, Streams(seed))
     prompt, gaps = float(drawn.input_tokens.mean()), drawn.arrival[1:] - drawn.arrival[:-1]
-    mean = float(gaps.mean()) if len(gaps) else 1.0
+    mean = float(gaps.mean()) if len(gaps) else 0.0
     return Demand(
         prompt=prompt,
         cached=float(drawn.cached.mean()),
         output=float(drawn.output_tokens.mean()),
-        rate=1.0 / max(mean, 1e-9),
-        concurrency=None,
-        burstiness=float(gaps.var()) / max(mean, 1e-9) ** 2 if len(gaps) else 1.0,
-        prompt_variation=float(drawn.input_tokens.var()) / prompt**2,
+        rate=1.0 / mean if mean else 0.0,
+        concurrency=None if mean else drawn.count,
+        burstiness=float(gaps.var()) / mean**2 if mean else 1.0,
+        sizes=_over_mean(np.quantile(drawn.input_tokens, _SHARES)),
     )

@@ -86,6 +86,7 @@ class Engine:
         self.ending: list[tuple[int, int, Task]] = []  # decoding tasks by their last step
         self.reserved = np.zeros(R, np.int64)
         self.seats = np.zeros(R, np.int64)
+        self.left = np.zeros(R, np.int64)  # prompt tokens to compute
         self.decoders = np.zeros(R, np.int64)
         self.context = np.zeros(R)
         self.growth = np.zeros(R)
@@ -103,15 +104,17 @@ class Engine:
         return float(self.context.sum()) + self.computed
 
     def admit(self) -> list[Task]:
-        """Lets in the head of the queue again and again, each to the replica with least reserved that has room."""
+        """Lets in the head of the queue again and again, each to the replica that has room with fewest prompt tokens to
+        compute, of these with least reserved: all replicas wait for the one that computes longest."""
         admitted: list[Task] = []
         while self.waiting:
             task = self.waiting[0]
             fits = (self.reserved + task.room <= self.rules.kv_tokens) & (self.seats < self.rules.max_requests)
             if not fits.any():
                 break
-            task.replica = int(np.where(fits, self.reserved, np.iinfo(np.int64).max).argmin())
+            task.replica = int(np.lexsort((self.reserved, self.left, ~fits))[0])
             self.reserved[task.replica] += task.room
+            self.left[task.replica] += task.left
             self.seats[task.replica] += 1
             admitted.append(self.waiting.popleft())
         return admitted
@@ -165,6 +168,7 @@ class Engine:
         for chunk in iteration.chunks:
             task = chunk.task
             task.left -= chunk.tokens
+            self.left[task.replica] -= chunk.tokens
             self.computed += chunk.tokens
             if task.left == 0:
                 if self.prompts[task.replica].popleft() is not task:

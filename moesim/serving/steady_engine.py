@@ -1,25 +1,16 @@
 """One instance in its steady state: what the mean iteration holds, and what follows for requests.
 
-D requests decode, each for s iterations; so D / s prompts are done an iteration, which brings D / s x new prompt tokens
-into the mean one. Prompts come at random: a share of iterations 1 - exp(-D / s) has any, at least as many as fill no
-more than the token budget. In a closed loop the requests of the loop are those that decode, wait, or are prefilled
-(Little's law); open arrivals fix the rate instead, and the waiting for prefill is Kingman's.
+In a closed loop the requests of the loop are those that decode, wait, or are prefilled (Little's law); open arrivals
+fix the rate instead, and gather while iterations run (`moesim.serving.gathering`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
-from math import ceil, exp, inf
+from math import inf
 
-import numpy as np
-
-from moesim.iteration.law import Batch, IterationLaw
-from moesim.scenario.serving import Pool, ServingScenario
-from moesim.serving.demand import Demand
-
-_ROUNDS, _CLOSE = 60, 1e-4
+from moesim.serving.engine_iterations import EngineIterations, MeanIteration, fixed_point
+from moesim.serving.gathering import gathered, near, queue
 
 
 @dataclass(frozen=True)
@@ -29,7 +20,7 @@ class SteadyState:
     `binding`: what keeps it from doing more (or at all: then `feasible` is false and rates are the most it could do).
     `decoding`: requests that decode on one instance; `kv_use`: share of the KV cache; `parts`: seconds by part of the
     mean iteration of the instances that decode (or, in prefill alone, that prefill); `further_tokens` of a request
-    after its first.
+    after its first; `seat_wait`: what of the time to the first token is waiting for a seat and room in the KV cache.
     """
 
     feasible: bool
@@ -43,6 +34,7 @@ class SteadyState:
     kv_use: float
     parts: dict[str, float]
     further_tokens: float = 0.0
+    seat_wait: float = 0.0
 
     @property
     def request_latency(self) -> float:
@@ -51,106 +43,8 @@ class SteadyState:
         return self.time_to_first_token + further
 
 
-@dataclass(frozen=True)
-class MeanIteration:
-    """The mean iteration with D decoding requests: its seconds, the seconds of one with prompts, and the share of what
-    the token budget lets it do. A `share` of iterations has `tokens` of prompts."""
-
-    seconds: float
-    with_prompts: float
-    budget_use: float
-    share: float = 0.0
-    tokens: float = 0.0
-
-
-class SteadyEngine:
+class SteadyEngine(EngineIterations):
     """One instance of a pool under its share of the demand."""
-
-    def __init__(self, scenario: ServingScenario, pool: Pool, demand: Demand, law: IterationLaw) -> None:
-        self.scenario, self.pool, self.demand, self.law = scenario, pool, demand, law
-        self.replicas = pool.instance.replicas
-        self.prefills, self.decodes = pool.phase != "decode", pool.phase != "prefill"
-        self.steps = max(demand.output - 1.0, 0.0) / scenario.engine.speculative_tokens
-
-    @cached_property
-    def seats(self) -> dict[str, float]:
-        """Most requests that the instance works on at once, by what limits them."""
-        each = self.demand.prompt + (self.demand.output if self.decodes else 0.0)
-        return {
-            "the KV cache": self.law.kv_capacity_tokens / each,
-            "engine.max_requests": float(self.scenario.engine.max_requests * self.replicas),
-        }
-
-    @cached_property
-    def most(self) -> float:
-        """Most requests at once."""
-        return min(self.seats.values())
-
-    @property
-    def seat_limit(self) -> str:
-        """What limits them."""
-        return min(self.seats, key=lambda name: self.seats[name])
-
-    def refusal(self) -> str | None:
-        """Why the instance cannot work at all; None where it can."""
-        gpu, law = self.scenario.cluster.gpu, self.law
-        if law.kv_capacity_tokens <= 0:
-            need = sum(law.memory_parts.values())
-            part = max(law.memory_parts, key=lambda name: law.memory_parts[name])
-            return (
-                f"memory: weights and buffers need {need / 1e9:.1f} GB of {gpu.memory / 1e9:.1f} GB x"
-                f" {self.scenario.engine.kv_cache_fraction:g}; the largest part is {part}"
-            )
-        return None if self.most >= 1.0 else f"memory: the KV cache holds {self.most:.2f} of a request"
-
-    def mean(self, decoding: float) -> MeanIteration:
-        """The mean iteration with so many decoding requests."""
-        engine, demand = self.scenario.engine, self.demand
-        room = max(float(engine.token_budget * self.replicas), 1.0)
-        if engine.chunked_prefill:
-            room = max(room - decoding * (1 + engine.drafted), 1.0)
-        prompts = decoding / self.steps if self.prefills and self.steps else 0.0
-        tokens = prompts * demand.new
-        any_prompt = max(1.0 - exp(-prompts), tokens / room) if prompts else 0.0
-        share = min(1.0, any_prompt)
-        alone = self.seconds(decoding, 0.0)
-        if not share:
-            return MeanIteration(alone, alone, 0.0)
-        at_once = min(tokens / share, room)
-        if engine.chunked_prefill:
-            both = self.seconds(decoding, at_once)
-            return MeanIteration((1 - share) * alone + share * both, both, tokens / room, share, at_once)
-        own = self.seconds(0.0, at_once)
-        return MeanIteration(alone + share * own, own, tokens / room, share, at_once)
-
-    def seconds(self, decoding: float, tokens: float) -> float:
-        """Seconds of one iteration of so many decoding requests and new prompt tokens."""
-        return float(self.law.seconds(self.batch(decoding, tokens))[0])
-
-    def batch(self, decoding: float, tokens: float) -> Batch:
-        """That iteration: decoding requests are half way through their outputs. A prompt is one replica's, so that the
-        busiest has at least one, or the part of it that its token budget holds."""
-        demand, replicas = self.demand, self.replicas
-        context = demand.prompt + demand.output / 2
-        each = demand.cached + demand.new / 2
-        one = min(demand.new, float(self.scenario.engine.token_budget), tokens)
-        most = max(tokens / replicas, one)
-
-        def of(tokens: float, decoding: float, busiest: Batch | None = None) -> Batch:
-            parts = (np.array([value]) for value in (tokens, tokens * each, decoding, decoding * context))
-            new, pairs, requests, held = parts
-            return Batch(new, pairs, requests, held, busiest)
-
-        return of(tokens, decoding, of(most, decoding / replicas) if replicas > 1 else None)
-
-    def prefill_seconds(self, decoding: float, mean: MeanIteration) -> float:
-        """Seconds from a prompt's turn until its first token."""
-        engine = self.scenario.engine
-        room = float(engine.token_budget)
-        if engine.chunked_prefill:
-            room = max(room - decoding / self.replicas * (1 + engine.drafted), 1.0)
-        chunks = max(1, ceil(self.demand.new / room - 1e-9))
-        return chunks * max(mean.with_prompts, self.seconds(decoding, min(self.demand.new, room)))
 
     def closed(self) -> SteadyState:
         """With the concurrency of the loop."""
@@ -161,7 +55,7 @@ class SteadyEngine:
 
         def decoding(guess: float) -> float:
             mean = self.mean(guess)
-            first, rest = self._first(guess, mean), self.steps * mean.seconds
+            first, rest = self._first(guess, mean, mean.tokens), self.steps * mean.seconds
             return min(inside * rest / (first + rest), self._fed(guess, mean))
 
         found = fixed_point(decoding, inside)
@@ -179,10 +73,14 @@ class SteadyEngine:
             return 0.0
         together = min(each, self.most)
         share = min(1.0, each * self.pool.count / self.scenario.workload.requests)
-        return share * max(together - 1.0, 0.0) / 2 * self._batch_prefill()[1]
+        return share * max(together - 1.0, 0.0) / 2 * self.prefill(self.together) / self.together
 
-    def _first(self, decoding: float, mean: MeanIteration) -> float:
-        return self.prefill_seconds(decoding, mean) if self.prefills else 0.0
+    def _first(self, decoding: float, mean: MeanIteration, tokens: float) -> float:
+        """Seconds from a request's turn until its first token, where iterations with prompts have so many tokens."""
+        if self.prefills:
+            return self.prefill_seconds(decoding, tokens)
+        # A prompt that stands in the cache gets its first token here; one that came from elsewhere brought it along.
+        return mean.seconds if self.scenario.workload.kind == "decode" else 0.0
 
     def _fed(self, decoding: float, mean: MeanIteration) -> float:
         """Requests that decode where prompts take the whole token budget: no more can be kept going."""
@@ -201,51 +99,65 @@ class SteadyEngine:
             return replace(self._state(full, self.mean(full), most, (inf, told)), feasible=False)
         found = fixed_point(lambda guess: each * self.steps * self.mean(min(guess, full)).seconds, min(1.0, full))
         mean = self.mean(found)
-        service = self._first(found, mean)
-        wait = self._waiting(mean.budget_use, mean.with_prompts) if self.prefills else 0.0
-        return self._state(found, mean, each, (mean.seconds / 2 + wait + service, "arrivals"))
+        falls = self._falls(found, mean)
+        beside = 2.0 * near(each, self._burstiness, falls / 2)
+        own = self._first(found, mean, self.demand.new * (1.0 + beside))
+        seat = self._seat_wait(found, own + self.steps * mean.seconds)
+        wait = self._budget_wait(found, mean) if self.prefills else 0.0
+        state = self._state(found, mean, each, (falls / 2 + wait + seat + own, "arrivals"))
+        return replace(state, seat_wait=seat)
+
+    @property
+    def _burstiness(self) -> float:
+        """That of the arrivals at one instance: each has its share of a burst."""
+        return 1.0 + (self.demand.burstiness - 1.0) / self.pool.count
+
+    def _falls(self, decoding: float, mean: MeanIteration) -> float:
+        """Seconds of the iteration that an arrival falls into: longer ones hold more arrivals."""
+        alone, long = self.seconds(decoding, 0.0), mean.with_prompts
+        without = 1.0 - mean.share if self.scenario.engine.chunked_prefill else 1.0
+        return (without * alone**2 + mean.share * long**2) / mean.seconds
+
+    def _budget_wait(self, decoding: float, mean: MeanIteration) -> float:
+        """Seconds until a prompt finds room in the token budget."""
+        if not mean.budget_use:
+            return 0.0
+        room = mean.tokens * mean.share / mean.budget_use
+        prompts = max(room / self.demand.new, 1.0)
+        each = self.seconds(decoding if self.scenario.engine.chunked_prefill else 0.0, room) / prompts
+        return each * queue(mean.budget_use, prompts, (self._burstiness + self.demand.prompt_variation) / 2)
+
+    def _seat_wait(self, decoding: float, seconds: float) -> float:
+        """Seconds until a seat and room in the KV cache are free, which a request keeps for `seconds`."""
+        use = min(decoding / self.most, 1.0 - 1e-6)
+        return seconds / self.most * queue(use, self.most, (self._burstiness + self.demand.prompt_variation) / 2)
 
     def _fullest(self) -> float:
         """Requests that decode where the instance does most: all seats taken, or prompts take the token budget."""
         return fixed_point(lambda guess: min(self.most, self._fed(guess, self.mean(guess))), self.most)
 
-    def _waiting(self, use: float, service: float) -> float:
-        """Kingman: waiting for prefill at utilisation `use`."""
-        return (self.demand.burstiness + self.demand.prompt_variation) / 2 * use / max(1.0 - use, 1e-9) * service
-
-    def _batch_prefill(self) -> tuple[float, float]:
-        """Seconds that a prompt occupies the instance for: alone, and among as many as the token budget holds."""
-        demand, budget = self.demand, float(self.scenario.engine.token_budget * self.replicas)
-        alone = self._in_chunks(demand.new)
-        together = max(1.0, budget // demand.new)
-        return alone, min(alone, self._in_chunks(together * demand.new) / together)
-
-    def _prefill_mean(self, alone: float, use: float) -> MeanIteration:
-        """The iteration of one prompt, or of its first part."""
-        budget = float(self.scenario.engine.token_budget * self.replicas)
-        return MeanIteration(alone, alone, use, 1.0, min(self.demand.new, budget))
-
-    def _in_chunks(self, tokens: float) -> float:
-        budget = float(self.scenario.engine.token_budget * self.replicas)
-        whole, rest = divmod(tokens, budget)
-        return whole * self.seconds(0.0, budget) + (self.seconds(0.0, rest) if rest else 0.0)
-
     def _closed_prefill(self, each: float) -> SteadyState:
-        alone, share = self._batch_prefill()
-        together = alone / share
-        rate = min(each, self.most) / max(alone, share * min(each, self.most, max(together, 1.0)))
-        rate = min(rate, 1.0 / share)
-        mean = self._prefill_mean(alone, 1.0)
+        inside = min(each, self.most, self.together)
+        rate = inside / self.prefill(inside)
+        mean = self.prefill_mean(inside, 1.0)
         return self._state(0.0, mean, rate, (each / rate, "concurrency"))
 
     def _open_prefill(self, each: float) -> SteadyState:
-        alone, share = self._batch_prefill()
-        use = each * share
-        mean = self._prefill_mean(alone, use)
-        if use >= 1.0:
+        """Prompts wait for the iteration that they fall into and then for their own; where more come than it takes, for
+        others too. Of several instances an arrival finds one idle unless all are busy."""
+        most = self.together
+        share = self.prefill(most) / most
+        if each * share >= 1.0:
             told = f"rate: prefill lets an instance do {1 / share:.3g} requests/s, {each:.3g} come"
-            return replace(self._state(0.0, mean, 1 / share, (inf, told)), feasible=False)
-        return self._state(0.0, mean, each, (alone + self._waiting(use, share), "arrivals"))
+            return replace(self._state(0.0, self.prefill_mean(most, 1.0), 1 / share, (inf, told)), feasible=False)
+        found = gathered(self.prefill, each, self._burstiness, most)
+        waits = found.busy**self.pool.count
+        own = waits * self.prefill(1.0 + found.beside) + (1.0 - waits) * self.prefill(1.0)
+        variation = (self._burstiness + self.demand.prompt_variation) / 2
+        first = waits * found.falls / 2 * (1.0 - 1.0 / most) + own
+        first += share / self.pool.count * queue(each * share, most * self.pool.count, variation)
+        mean = self.prefill_mean(found.together, each * share)
+        return self._state(0.0, mean, each, (first, "arrivals"))
 
     def _state(self, decoding: float, mean: MeanIteration, rate: float, first: tuple[float, str]) -> SteadyState:
         """The metrics of an instance that finishes `rate` requests a second, times the instances."""
@@ -276,16 +188,3 @@ class SteadyEngine:
             for name, value in self.law.parts(self.batch(decoders, tokens)).items() if weight else ():
                 found[name] = found.get(name, 0.0) + weight * float(value[0])
         return found
-
-
-def fixed_point(law: Callable[[float], float], start: float) -> float:
-    """x = law(x), by halving steps: laws here rise or fall, and a damped walk settles on both."""
-    found = start
-    for _ in range(_ROUNDS):
-        wanted = law(found)
-        if not np.isfinite(wanted) or wanted > 1e12:
-            return inf
-        if abs(wanted - found) <= _CLOSE * max(found, 1e-12):
-            return float(wanted)
-        found = 0.5 * (found + wanted)
-    return float(found)
