@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from moesim.planner.run import plan
     from moesim.provenance import Quantity, Source
     from moesim.rebalancing.run import rebalance
-    from moesim.results.compare import compare
     from moesim.results.result import Result
     from moesim.roads import choose_dispatcher, compare_dispatchers, estimate, simulate
     from moesim.scenario.loading import load
     from moesim.scenario.scenario import Scenario
+    from moesim.serving.compare import compare
     from moesim.serving.store import load as load_result
     from moesim.serving.store import save
     from moesim.sweeps.run import sweep
@@ -44,7 +44,7 @@ _DOORS = {
     "UserError": "moesim.errors:UserError",
     "calibrate": "moesim.calibration.fit:calibrate",
     "choose_dispatcher": "moesim.roads:choose_dispatcher",
-    "compare": "moesim.results.compare:compare",
+    "compare": "moesim.serving.compare:compare",
     "compare_dispatchers": "moesim.roads:compare_dispatchers",
     "estimate": "moesim.roads:estimate",
     "load": "moesim.scenario.loading:load",

@@ -13,6 +13,7 @@ import typer
 
 import moesim
 from moesim import (
+    compare_cli,
     dashboard_cli,
     errors,
     evidence_cli,
@@ -26,7 +27,6 @@ from moesim import (
 from moesim.terminal import Progress, console, print_json, say
 
 if TYPE_CHECKING:
-    from moesim.results.compare import Comparison
     from moesim.results.result import Result
     from moesim.scenario.loading import AnyScenario
     from moesim.scenario.scenario import Scenario
@@ -44,7 +44,7 @@ app = typer.Typer(
 # What typer raises for a wrong verb or option, whichever command-line library it carries.
 _INTERRUPTED = 130
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
-ScenarioFile = Annotated[Path, typer.Argument(help="a scenario file (YAML)", show_default=False)]
+ScenarioFile = Annotated[Path, typer.Argument(help="a scenario file, or a shipped one's name", show_default=False)]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override one key, e.g. cluster.gpus=512")
 ]
@@ -99,41 +99,7 @@ def estimate(
     _show_result(moesim.estimate(_load(scenario, settings), even_if_infeasible=anyway), as_json)
 
 
-@app.command()
-def compare(
-    scenarios: Annotated[list[Path], typer.Argument(help="two or more scenario files or result folders")],
-    settings: Settings = None,
-    simulated: Annotated[bool, typer.Option("--simulate", help="simulate each instead of estimating it")] = False,
-    by_dispatcher: Annotated[
-        bool, typer.Option("--dispatchers", help="one scenario under every dispatcher, by the closed form")
-    ] = False,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="folder for comparison.html and comparison.json", show_default=False)
-    ] = None,
-    as_json: AsJson = False,
-    anyway: Anyway = False,
-) -> None:
-    """Scenarios side by side: inputs that differ, every metric, and what makes one step longer than the other."""
-    if by_dispatcher:
-        if len(scenarios) != 1 or simulated or out is not None:
-            raise errors.UserError("compare --dispatchers takes one scenario, estimates it, and writes no files")
-        _compare_dispatchers(_training(scenarios[0], settings), as_json)
-        return
-    if len(scenarios) < 2:
-        raise errors.UserError("compare needs at least two scenarios")
-    if out is not None:
-        from moesim.results.store import check_folder
-
-        check_folder(out)
-    comparison = moesim.compare([_answer(path, settings, simulated, anyway) for path in scenarios])
-    if out is None:
-        _show_comparison(comparison, as_json)
-        return
-    from moesim.results.compare_report import save_comparison
-
-    written = save_comparison(comparison, out)
-    _show_comparison(comparison, as_json)
-    say(f"wrote {', '.join(path.name for path in written)} in {out}/")
+app.command()(compare_cli.compare)
 
 
 @app.command()
@@ -218,15 +184,6 @@ app.command()(rebalance_cli.rebalance)
 app.command()(dashboard_cli.dashboard)
 
 
-def _show_comparison(comparison: Comparison, as_json: bool) -> None:
-    if as_json:
-        print_json(comparison.as_dict())
-        return
-    from moesim.results.compare_table import print_comparison
-
-    print_comparison(comparison, console())
-
-
 def _show_groups(scenario: Scenario, as_json: bool) -> None:
     from moesim.results.groups_table import groups_table, meanings
     from moesim.step import groups
@@ -240,17 +197,6 @@ def _show_groups(scenario: Scenario, as_json: bool) -> None:
         console().print(line)
 
 
-def _compare_dispatchers(scenario: Scenario, as_json: bool) -> None:
-    rows, (chosen, reason) = moesim.compare_dispatchers(scenario), moesim.choose_dispatcher(scenario)
-    if as_json:
-        print_json({"chosen": chosen, "reason": reason, "dispatchers": [row.as_dict() for row in rows]})
-        return
-    from moesim.results.dispatcher_table import dispatcher_table
-
-    console().print(dispatcher_table(rows, chosen))
-    console().print(f"auto: {reason}")
-
-
 def _load(path: Path, settings: list[str] | None) -> AnyScenario:
     return moesim.load(path, settings or ())
 
@@ -260,22 +206,6 @@ def _training(path: Path, settings: list[str] | None) -> Scenario:
     from moesim.scenario.loading import training
 
     return training(_load(path, settings))
-
-
-def _answer(path: Path, settings: list[str] | None, simulated: bool, anyway: bool) -> Result:
-    """The result in a folder, or that of a scenario."""
-    if path.is_dir() and (path / "result.json").exists():
-        from moesim.results.result import Result
-
-        found = moesim.load_result(path)
-        if not isinstance(found, Result):
-            raise errors.UserError(f"{path}: holds a serving result; compare takes those of training steps")
-        return found
-    loaded = _training(path, settings)
-    if not simulated:
-        return moesim.estimate(loaded, even_if_infeasible=anyway)
-    with Progress() as progress:
-        return moesim.simulate(loaded, progress, even_if_infeasible=anyway)
 
 
 def _show_result(result: Result | ServingResult, as_json: bool) -> None:
@@ -327,5 +257,5 @@ def _fail(error: BaseException, message: str, code: int, debug: bool) -> int:
         traceback.print_exception(error)
     if isinstance(error, errors.InternalError):
         message = f"internal error, please report it: {message}"
-    print(f"moesim: {message}", file=sys.stderr)
+    say(f"moesim: {message}")
     return code

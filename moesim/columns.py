@@ -90,25 +90,40 @@ SUMMARY: dict[str, Column] = {
 }
 
 SERVING: dict[str, Column] = {
-    "time_to_first_token": Column("s", "from a request's arrival to its first output token, median over requests"),
+    "time_to_first_token": Column(
+        "s", "from a request's arrival to its first output token, median over requests; of an estimate the mean"
+    ),
+    "time_to_first_token_mean": Column("s", "the same, mean over requests: what both roads tell"),
     "time_to_first_token_p99": Column("s", "the same, 99th percentile"),
     "time_per_output_token": Column(
-        "s", "time from first to last output token over the tokens after the first, median over requests"
+        "s",
+        "time from first to last output token over the tokens after the first, median over requests; of an estimate the"
+        " mean",
     ),
+    "time_per_output_token_mean": Column("s", "the same, mean over requests: what both roads tell"),
     "time_per_output_token_p99": Column("s", "the same, 99th percentile"),
-    "request_latency": Column("s", "from a request's arrival to its last token, median over requests"),
+    "request_latency": Column(
+        "s", "from a request's arrival to its last token, median over requests; of an estimate the mean"
+    ),
+    "request_latency_mean": Column("s", "the same, mean over requests: what both roads tell"),
     "request_latency_p99": Column("s", "the same, 99th percentile"),
-    "output_tokens_per_second": Column("token/s", "output tokens a second, whole deployment"),
+    "output_tokens_per_second": Column(
+        "token/s", "output tokens a second, the first token of each prompt included, whole deployment"
+    ),
     "output_tokens_per_second_per_gpu": Column("token/s", "output tokens a second over all GPUs of the deployment"),
     "input_tokens_per_second": Column("token/s", "prompt tokens a second, cached ones too, whole deployment"),
     "requests_per_second": Column("1/s", "requests that end a second"),
     "goodput_requests_per_second": Column("1/s", "requests a second that keep every limit of workload.limits"),
     "goodput_fraction": Column("fraction", "share of requests that keep every limit of workload.limits"),
     "kv_cache_use": Column(
-        "fraction", "tokens in the KV cache over its room, mean over time, of the instances that decode"
+        "fraction",
+        "tokens in the KV cache over its room, mean over the time worked, of the instances that decode (where none"
+        " does, of all)",
     ),
     "batch_requests": Column(
-        "", "requests in an iteration's batch, mean over the time worked, of an instance that decodes"
+        "",
+        "requests that decode, held up by prompts or not, and those whose prompts an iteration computes; mean over the"
+        " time worked, of an instance that decodes (where none does, of any)",
     ),
     "rank_load_max_over_mean": Column(
         "ratio", "busiest expert-parallel rank's rows over the mean, mean over layers and over time worked"

@@ -103,9 +103,9 @@ def validate(
         list[Path] | None, typer.Argument(help="case files (YAML) [default: those of the package]")
     ] = None,
     calibration: Annotated[Path | None, typer.Option(help="a calibration file of your own")] = None,
-    simulated: Annotated[bool, typer.Option("--simulate", help="training steps by simulation, not the closed form")] = (
-        False
-    ),
+    simulated: Annotated[
+        bool, typer.Option("--simulate", help="training steps and serving by simulation, not the closed form")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Predict measured cases and compare; exit code 1 where a stated tolerance is broken."""

@@ -19,12 +19,14 @@ from moesim.results.observed import Observed
 from moesim.results.result import Result
 from moesim.results.routing_metrics import routing
 from moesim.results.uncertainty import Uncertainty
+from moesim.scenario.loading import training
 from moesim.scenario.scenario import Scenario
 from moesim.scenario.serving import ServingScenario
 from moesim.step.memory import memory_parts
 from moesim.step.model import StepModel
 
 if TYPE_CHECKING:
+    from moesim.serving.dispatchers import DispatchersCompared
     from moesim.serving.result import ServingResult
 
 
@@ -86,11 +88,23 @@ def simulate(
     return simulate_model(model, progress, even)
 
 
-def compare_dispatchers(scenario: Scenario) -> list[DispatcherRow]:
+@overload
+def compare_dispatchers(scenario: Scenario) -> list[DispatcherRow]: ...
+
+
+@overload
+def compare_dispatchers(scenario: ServingScenario) -> DispatchersCompared: ...
+
+
+def compare_dispatchers(scenario: Scenario | ServingScenario) -> list[DispatcherRow] | DispatchersCompared:
     """The closed form of `scenario` under every known dispatcher, the quickest first; those that do not run say why.
 
-    Raises `UserError` for a scenario without exchanges.
+    Of serving: under one for both phases, and one for each. Raises `UserError` for a scenario without exchanges.
     """
+    if isinstance(scenario, ServingScenario):
+        from moesim.serving.dispatchers import compare_serving_dispatchers
+
+        return compare_serving_dispatchers(scenario)
     if not scenario.model.is_moe or scenario.parallelism.expert == 1:
         raise UserError("there is nothing to dispatch: one expert-parallel rank, or a model without experts")
     layout = scenario.parallelism
@@ -127,8 +141,8 @@ def routing_metrics(scenario: Scenario) -> dict[str, Quantity]:
 
 
 def choose_dispatcher(scenario: Scenario) -> tuple[str, str]:
-    """What `dispatcher: auto` takes for `scenario`, and why."""
-    spec = scenario.dispatcher.model_copy(update={"kind": "auto"})
+    """What `dispatcher: auto` takes for `scenario`, a training step, and why."""
+    spec = training(scenario).dispatcher.model_copy(update={"kind": "auto"})
     found = _closed_form(scenario.model_copy(update={"dispatcher": spec})).mover
     return found.dispatcher.name, found.reason
 

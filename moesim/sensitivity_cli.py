@@ -12,7 +12,7 @@ from moesim.terminal import Progress, console, print_json, say
 
 
 def sensitivity(
-    scenario: Annotated[Path, typer.Argument(help="a scenario file (YAML)", show_default=False)],
+    scenario: Annotated[Path, typer.Argument(help="a scenario file, or a shipped one's name", show_default=False)],
     over: Annotated[
         list[str] | None,
         typer.Option(
@@ -21,7 +21,14 @@ def sensitivity(
             " [default: all uncertain and decided inputs that apply]",
         ),
     ] = None,
-    metric: Annotated[str, typer.Option(help="a column of the summary")] = "step_time",
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="a column of the summary [default: step_time; of serving output_tokens_per_second_per_gpu in a closed"
+            " loop, else time_per_output_token]",
+            show_default=False,
+        ),
+    ] = None,
     method: Annotated[
         str, typer.Option(help="tornado (every input alone) or sobol (shares of the variance)")
     ] = "tornado",
@@ -33,7 +40,8 @@ def sensitivity(
     out: Annotated[Path | None, typer.Option("--out", help="folder for the table and the pictures")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> None:
-    """Which input moves the answer most? Every input to the ends of its range, alone, or all at once (sobol)."""
+    """Which input moves the answer most, of a training step or of serving? Every input to the ends of its range, alone,
+    or all at once (sobol)."""
     import moesim
     from moesim.results.store import check_folder
     from moesim.sweeps.sensitivity import answer, ask

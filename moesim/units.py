@@ -130,13 +130,17 @@ def show(value: float, unit: str) -> str:
         return "n/a"
     if unit == "fraction":
         return f"{100 * value:.3g} %"
-    scales = _SCALES.get(unit)
-    if scales is None:
+    if unit not in _SCALES:
         return f"{value:,.4g} {unit}".rstrip() if abs(value) < 1e5 else f"{value:,.0f} {unit}".rstrip()
-    size, symbol = next((pair for pair in scales if abs(value) >= pair[0]), scales[-1])
-    if unit == "J" and symbol == "MWh":
-        size = 3.6e9
+    size, symbol = scale(value, unit)
     return f"{_digits(value / size)} {symbol}".rstrip()
+
+
+def scale(value: float, unit: str) -> tuple[float, str]:
+    """Size in SI, and symbol, of the unit that suits a value; the SI unit itself where there is no other."""
+    scales = _SCALES.get(unit, ((1.0, unit),))
+    size, symbol = next((pair for pair in scales if abs(value) >= pair[0]), scales[-1])
+    return (3.6e9 if unit == "J" and symbol == "MWh" else size), symbol
 
 
 def _digits(number: float) -> str:

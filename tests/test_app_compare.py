@@ -138,3 +138,27 @@ def test_the_comparison_can_be_taken_away() -> None:
     app = open_page("compare")
     labels = [button.label for button in app.get("download_button")]
     assert {"CSV", "Parquet", "Report (HTML)", "Comparison (JSON)"} == set(labels)
+
+
+SERVING = "serving/gpt-oss-120b-8-h100"
+
+
+def test_deployments_are_compared_iteration_by_iteration() -> None:
+    app = open_page("compare", a=[SERVING], b=[SERVING, "cluster.gpu=h200-sxm"])
+    assert not app.exception
+    assert not app.warning
+    file = shipped.scenarios()[SMALL].parent / f"{SERVING}.yaml"
+    pair = [moesim.estimate(moesim.load(file, changes)) for changes in ([], ["cluster.gpu=h200-sxm"])]
+    rates = [shown(result.summary["output_tokens_per_second_per_gpu"].value, "token/s") for result in pair]
+    row = main_table(app).set_index("metric").loc["output tokens per second per GPU"]
+    assert list(row[:2]) == rates
+    assert len(app.get("vega_lite_chart")) == 1
+    assert any("The iteration of" in text.value for text in app.markdown)
+    assert any(box.value.endswith(": iteration") for box in app.subheader)
+
+
+def test_a_step_and_an_iteration_are_not_compared() -> None:
+    app = open_page("compare", a=[SMALL], b=[SERVING])
+    assert not app.exception
+    assert "compare each with its own kind" in messages(app)
+    assert not app.dataframe

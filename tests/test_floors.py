@@ -12,7 +12,19 @@ PACKAGE = Path(__file__).parents[1] / "moesim"
 
 # Lowest first. A room is a folder or a file of the package.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("version", "errors", "files", "units", "garbage", "randomness", "provenance", "columns", "shipped"),
+    (
+        "version",
+        "errors",
+        "files",
+        "inputs",
+        "parquet_files",
+        "units",
+        "garbage",
+        "randomness",
+        "provenance",
+        "columns",
+        "shipped",
+    ),
     ("specs", "catalog"),
     ("routing", "traces", "placement"),
     ("network", "costs", "measurement"),
@@ -25,6 +37,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("__init__",),
     ("terminal",),
     (
+        "compare_cli",
         "trace_cli",
         "evidence_cli",
         "sweep_cli",
@@ -61,6 +74,7 @@ DOORS = {
 LAZY_DOORS = {
     "__init__.py",
     "cli.py",
+    "compare_cli.py",
     "trace_cli.py",
     "evidence_cli.py",
     "place_cli.py",

@@ -18,13 +18,15 @@ from rich.console import Console
 import moesim
 from moesim.errors import UserError
 from moesim.provenance import Quantity
-from moesim.results.compare import FIRST, Comparison, Explanation, compare
+from moesim.results.compare import Comparison, Explanation, compare
 from moesim.results.compare_inputs import differences, value_texts
+from moesim.results.compare_kinds import FIRST
 from moesim.results.compare_operations import HIDDEN, LESS_COLLECTIVES, seconds_by_operation
 from moesim.results.compare_table import MOST_DIFFERENCES, comparison_table, print_comparison
 from moesim.results.compare_waterfall import (
     FOLDED_OF_CHANGE,
     FOLDED_OF_STEP,
+    SAME,
     axis_begin,
     bar_texts,
     begin_text,
@@ -126,7 +128,7 @@ def test_bars_lead_from_one_step_to_the_other(base: dict[str, float], other: dic
     moves = bars[1:-1]
     for before, bar in zip(bars, moves, strict=False):
         assert bar.begin == before.end
-    assert bars[-2].end == pytest.approx(steps[1], rel=1e-9, abs=1e-9 * max(steps))
+    assert bars[-2].end == pytest.approx(steps[1], rel=2 * SAME, abs=2 * SAME * max(steps))
     sizes = [abs(bar.change) for bar in moves if not bar.folded]
     # The sum so far rounds what is added to it.
     assert all(larger >= smaller - 1e-9 * max(steps) for larger, smaller in pairwise(sizes))
@@ -142,7 +144,7 @@ def test_folding_hides_little_and_names_what_it_holds(base: dict[str, float], ot
     folded = bars[-2].folded if len(bars) > 2 else ()
     assert sum(abs(parts[name]) for name in folded) <= min(FOLDED_OF_STEP * longest, FOLDED_OF_CHANGE * moved)
     assert len(folded) != 1
-    if moved > 1e-9 * longest:
+    if moved > SAME * longest:
         named = {bar.name for bar in bars[1:-1] if not bar.folded}
         assert named | set(folded) == {name for name, change in parts.items() if change}
 
@@ -324,7 +326,7 @@ def test_many_inputs_are_counted_and_names_are_no_markup() -> None:
 def test_the_same_scenario_twice_has_no_part_to_show() -> None:
     comparison = compare([simulated(), simulated()])
     why: Explanation = comparison.explanations[0]
-    assert [bar.kind for bar in why.bars] == ["step", "step"]
+    assert [bar.kind for bar in why.bars] == ["whole", "whole"]
     assert why.sentence.endswith("take the same time in every part.")
     told = printed(comparison, 80)
     assert "Inputs that differ" not in told

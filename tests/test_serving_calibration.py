@@ -111,6 +111,27 @@ def test_a_case_is_predicted_with_range_and_notes_or_has_its_reason() -> None:
     assert "memory: weights and buffers need" in refused.reason
 
 
+def test_a_case_is_simulated_where_that_is_asked() -> None:
+    """Means, as benchmarks publish them, of the requests that the case states; with the other statistics beside."""
+    one = case("sglang 0.5.9", 8, 1.0)
+    assert one.scenario is not None
+    short = {**one.scenario["workload"], "requests": 60, "output_tokens": 32}
+    asked = cases.one({"id": "x", "kind": "serving", "scenario": {**one.scenario, "workload": short},
+                       "measured": {"tpot": 0.01, "time_to_first_token_p99": 0.1}}, "here")  # fmt: skip
+    found, steady = predict(asked, simulate=True), predict(asked)
+    assert not isinstance(found, Refusal)
+    assert not isinstance(steady, Refusal)
+    run = moesim.simulate(load_serving(asked.scenario or {}))
+    rate, token = "output_tokens_per_second_per_gpu", "time_per_output_token"
+    assert found[rate].value == run.summary[rate].value != steady[rate].value
+    assert found[token].value == run.summary.get(f"{token}_mean", run.summary[token]).value
+    assert found[token].low < found[token].value < found[token].high
+    assert "simulated: 60 requests" in found[rate].notes
+    assert "time_to_first_token_p99" in found
+    assert "time_to_first_token_p99" not in steady
+    assert predict(asked, simulate=True) == found
+
+
 def test_the_shipped_cases_hold() -> None:
     path = SHIPPED / "serving.yaml"
     found = moesim.validate(path)

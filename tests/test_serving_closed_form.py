@@ -141,6 +141,8 @@ def test_prompts_apart_leave_decoding_alone() -> None:
     over = state(both, "workload.arrivals={kind: poisson, rate: 100000}", base=apart)
     assert not over.feasible
     assert "instances: rate:" in over.binding
+    long = state(both, "workload.arrivals={kind: poisson, rate: 100000}", "workload.output_tokens=4000", base=apart)
+    assert long.binding.startswith("decode instances: rate:")  # both pools are overrun; this one would be sooner
     closed = state(both, "workload.arrivals={kind: closed, concurrency: 64}", base=apart)
     assert closed.requests_per_second * closed.request_latency == pytest.approx(64, rel=0.02)
 

@@ -131,3 +131,27 @@ def test_a_trace_of_one_moment_is_a_loop_that_it_fills(tmp_path: Any) -> None:
     assert demand_of(scenario).concurrency == 40
     assert steady_state(scenario).feasible
     assert moesim.simulate(scenario).summary["requests_per_second"].value > 0
+
+
+@pytest.mark.parametrize(
+    ("lengths", "tolerance"),
+    [(1000, 0.15), ({"mean": 2000, "deviation": 1000}, 0.15), ({"mean": 500, "deviation": 1000}, 0.3)],
+)
+@pytest.mark.parametrize("use", [0.3, 0.6, 0.85])
+def test_prompts_alone_wait_alike_by_both_roads(lengths: Any, tolerance: float, use: float) -> None:
+    """One engine that prefills, at a share of what it could do; prompts far longer than the token budget among them."""
+    document: dict[str, Any] = {
+        "model": "llama-3.1-8b",
+        "cluster": {"gpu": "h100-sxm", "gpus": 1},
+        "instance": {"gpus": 1},
+        "workload": {
+            "kind": "prefill",
+            "requests": 3000,
+            "input_tokens": lengths,
+            "arrivals": {"kind": "poisson", "rate": 1e6},
+        },
+    }
+    most = steady_state(load_serving(document)).requests_per_second
+    document["workload"]["arrivals"] = {"kind": "poisson", "rate": use * most}
+    estimated, simulated = first_tokens(document)
+    assert estimated == pytest.approx(simulated, rel=tolerance)

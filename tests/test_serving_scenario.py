@@ -187,3 +187,19 @@ def test_the_verbs_show_and_check(tmp_path: Path) -> None:
     assert "weights_experts" in said["infeasible"]
     wrong = json.loads(run.invoke(app, ["check", str(path), "--json", "--set", "instance.expert=48"]).stdout)
     assert wrong["problems"][0]["where"] == "instance.expert"
+
+
+def test_a_number_as_yaml_reads_it_is_a_number() -> None:
+    assert load("workload.input_tokens=1e3").workload.input_tokens == LengthsSpec(mean=1000.0)
+    assert "at most 16777216" in complaints("workload.input_tokens=1e9")["workload.input_tokens.mean"]
+    assert "got 'many'" in complaints("workload.input_tokens=many")["workload.input_tokens"]
+
+
+def test_the_cost_of_drafting_is_stated_where_something_drafts_it() -> None:
+    plain = ("model=mixtral-8x7b", "precision={}")
+    assert (
+        "nothing is drafted"
+        in complaints(*plain, "engine.draft_cost=0.05", "instance.expert=8", "instance.gpus=8")["engine.draft_cost"]
+    )
+    own = complaints("engine.speculative_tokens=2", "engine.draft_cost=0.05")
+    assert "multi-token-prediction layer" in own["engine.draft_cost"]

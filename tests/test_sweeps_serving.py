@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from sweep_fixture import SMALL, run
+from sweep_fixture import run
 
 import moesim
 from moesim.columns import SERVING, SUMMARY
@@ -107,9 +107,3 @@ def test_charts_know_the_metrics_of_serving() -> None:
     found = moesim.sweep(SERVED, {"workload.arrivals.rate": [5, 50, 100]}, workers=0)
     drawn = charts.lines(found, "time_per_output_token", "workload.arrivals.rate").to_dict()
     assert "time per output token over workload.arrivals.rate" in json.dumps(drawn)
-
-
-def test_a_sensitivity_is_of_training_alone() -> None:
-    for scenario in (SERVED, moesim.load(SERVED), SMALL | {"workload": SERVED["workload"]}):
-        with pytest.raises(UserError):
-            moesim.sensitivity(scenario)

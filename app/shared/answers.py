@@ -21,7 +21,7 @@ from moesim.catalog.yaml_files import parse_mapping, read_mapping
 from moesim.errors import InternalError, MoesimError, Problem, ScenarioError, shorten
 from moesim.files import plain_name
 from moesim.results.assemble import require_memory
-from moesim.scenario.loading import load_serving, load_training, override_key
+from moesim.scenario.loading import AnyScenario, load_serving, load_training, override_key
 from moesim.scenario.serving import ServingScenario
 from moesim.serving.result import ServingResult
 from shared import files
@@ -131,16 +131,16 @@ def _read(path: Path, settings: tuple[str, ...], load: Callable[[Path, tuple[str
     return attempt(lambda: load(path, settings))
 
 
-def own_scenario(text: str, name: str, settings: tuple[str, ...] = ()) -> Answer[moesim.Scenario]:
+def own_scenario(text: str, name: str, settings: tuple[str, ...] = ()) -> Answer[AnyScenario]:
     """The scenario in the text of a YAML file that the reader brought, with overrides applied."""
     key = (hashlib.blake2b(text.encode(), digest_size=16).hexdigest(), name, settings, files.opened_wider())
 
-    def ask() -> moesim.Scenario:
+    def ask() -> AnyScenario:
         document = parse_mapping(text, name)
         named = files.refused(document, settings)
         if named:
             raise ScenarioError(named, name)
-        return load_training({"name": plain_name(name), **document}, settings)
+        return moesim.load({"name": plain_name(name), **document}, settings)
 
     return kept("scenarios", ESTIMATES).get(key, lambda: attempt(ask))
 

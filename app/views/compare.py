@@ -1,8 +1,9 @@
-"""Compare: up to four scenarios side by side, and what makes one step longer than another, part by part."""
+"""Compare: up to four scenarios side by side, and what makes one step, or one iteration of serving, longer."""
 
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -11,9 +12,12 @@ import moesim
 from moesim.provenance import worst
 from moesim.results.compare import Comparison
 from moesim.results.compare_inputs import value_texts
+from moesim.results.compare_kinds import TRAINING
 from moesim.results.compare_report import page as report_page
 from moesim.results.compare_table import signed
 from moesim.results.table import metric_label
+from moesim.scenario.loading import AnyScenario
+from moesim.scenario.serving import ServingScenario
 from shared import answers, links, shown, slow
 from views.compare_slots import DEFAULTS, PAGE, SLOTS, Slot, slots
 
@@ -66,31 +70,38 @@ def _compared(chosen: list[Slot]) -> None:
     _take_away(comparison.value)
 
 
-def _results(scenarios: list[moesim.Scenario]) -> list[answers.Answer[moesim.Result]]:
+def _results(scenarios: list[AnyScenario]) -> list[answers.Answer[Any]]:
     """The closed form of each, or the simulation of each where all have been simulated."""
     known = all(map(answers.simulated, scenarios))
-    asked = not known and st.button(
-        "Simulate all, down to operations", key=f"{PAGE}-simulate", icon=":material/play_arrow:"
-    )
+    asked = not known and st.button("Simulate all", key=f"{PAGE}-simulate", icon=":material/play_arrow:")
     if not (known or asked):
         slow.told_stopped(PAGE)
-        st.caption("Closed form. Simulated, the differences are told by operation.")
-        return [answers.estimate(scenario) for scenario in scenarios]
+        st.caption("Closed form. Simulated, steps are told by operation, and requests with their 99th percentiles.")
+        return [_estimate(scenario) for scenario in scenarios]
     if asked:
         slow.run(PAGE, "simulating", lambda progress: _simulated(scenarios, progress))
         st.rerun()
     st.caption("Simulated.")
-    return [answers.simulate(scenario) for scenario in scenarios]
+    return [_simulate(scenario) for scenario in scenarios]
 
 
-def _simulated(scenarios: list[moesim.Scenario], progress: slow.Progress) -> None:
+def _estimate(scenario: AnyScenario) -> answers.Answer[Any]:
+    return answers.steady(scenario) if isinstance(scenario, ServingScenario) else answers.estimate(scenario)
+
+
+def _simulate(scenario: AnyScenario, progress: slow.Progress | None = None) -> answers.Answer[Any]:
+    found = answers.serve if isinstance(scenario, ServingScenario) else answers.simulate
+    return found(scenario, progress)
+
+
+def _simulated(scenarios: list[AnyScenario], progress: slow.Progress) -> None:
     """Simulates one after another; the bar is over all of them."""
     for place, scenario in enumerate(scenarios):
 
         def hear(what: str, share: float, place: int = place, name: str = scenario.name) -> None:
             progress(f"{name}: {what}", (place + min(max(share, 0.0), 1.0)) / len(scenarios))
 
-        answers.simulate(scenario, hear)
+        _simulate(scenario, hear)
 
 
 def _metrics(comparison: Comparison) -> None:
@@ -103,7 +114,8 @@ def _metrics(comparison: Comparison) -> None:
                 row[f"ratio to A: {name[:1]}"] = "–" if ratio is None else f"{ratio:.4g}"
         row["basis"] = worst(value.basis for value in metric.values if value)
         rows.append((metric.name, row))
-    main = pd.DataFrame([row for name, row in rows if name in MAIN])
+    first = MAIN if comparison.kind is TRAINING else comparison.kind.first
+    main = pd.DataFrame([row for name, row in rows if name in first])
     st.dataframe(main, hide_index=True, key=f"{PAGE}-main")
     shown.table(pd.DataFrame([row for _, row in rows]), f"{PAGE}-metrics", "all-metrics")
 
@@ -111,7 +123,9 @@ def _metrics(comparison: Comparison) -> None:
 def _explanations(comparison: Comparison, key: object) -> None:
     """A waterfall from A to each of the others, and a sentence."""
     for which, why in enumerate(comparison.explanations, 1):
-        st.subheader(f"From A to {shown.plain(comparison.names[which])}", divider="gray")
+        name, whole = comparison.names[why.which], why.whole.name
+        of = "" if whole == "step" else f": {whole}"
+        st.subheader(f"From A to {shown.plain(name)}{of}", divider="gray")
         st.markdown(shown.plain(why.sentence))
         chart = shown.kept_chart(("waterfall", key, which), lambda which=which: comparison.charts.waterfall(which))
         operations = [{**row.as_dict(), "reads": signed(row.change)} for row in why.operations]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import streamlit as st
 
-import moesim
 from moesim.errors import Problem
+from moesim.scenario.loading import AnyScenario
 from shared import answers, links, shown
 
 PAGE = "compare"
@@ -24,7 +25,7 @@ class Slot:
     """A place that holds a scenario which can be read."""
 
     letter: str
-    scenario: moesim.Scenario
+    scenario: AnyScenario
 
 
 def slots(state: links.State) -> list[Slot]:
@@ -62,9 +63,9 @@ def _upload() -> None:
         held.pop(next(iter(held)))
 
 
-def _slot(key: str, letter: str, values: tuple[str, ...]) -> moesim.Scenario | None:
+def _slot(key: str, letter: str, values: tuple[str, ...]) -> AnyScenario | None:
     own: dict[str, str] = st.session_state[f"{PAGE}-own"]
-    options = [NOTHING, *answers.scenario_files(), *own]
+    options = [NOTHING, *answers.scenario_files(), *answers.serving_files(), *own]
     name, settings = (values[0], values[1:]) if values else (NOTHING, ())
     if name not in options:
         options.append(name)
@@ -83,13 +84,13 @@ def _slot(key: str, letter: str, values: tuple[str, ...]) -> moesim.Scenario | N
     return found.value
 
 
-def _read(name: str, settings: tuple[str, ...], own: dict[str, str]) -> answers.Answer[moesim.Scenario]:
+def _read(name: str, settings: tuple[str, ...], own: dict[str, str]) -> answers.Answer[Any]:
     if name.startswith(OWN):
         if name not in own:
             missing = Problem("", "this file is not part of a link: add it again")
             return answers.Answer(problems=(missing,))
         return answers.own_scenario(own[name], name.removeprefix(OWN).rpartition(".")[0] or "own", settings)
-    return answers.scenario(name, settings)
+    return answers.serving(name, settings) if name in answers.serving_files() else answers.scenario(name, settings)
 
 
 def _changed(key: str) -> None:

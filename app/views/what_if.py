@@ -115,7 +115,7 @@ def _pins(name: str, settings: tuple[str, ...], pin: tuple[str, ...]) -> None:
             st.button("Unpin", key=f"{PAGE}-unpin", on_click=links.put, args=(PAGE, "pin", None))
         if settings:
             st.button("Undo all changes", key=f"{PAGE}-reset", on_click=links.put, args=(PAGE, "set", None))
-        if (settings or pin) and name in answers.scenario_files():
+        if settings or pin:
             st.button("Compare", key=f"{PAGE}-compare", on_click=_compare, args=(pin or (name,), (name, *settings)))
         base, changes = (pin[0], pin[1:]) if pin else (name, ())
         said = f"{base}{' with ' + ', '.join(changes) if changes else ' as shipped'}"

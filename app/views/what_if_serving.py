@@ -15,14 +15,17 @@ from moesim.scenario.serving import ServingScenario
 from moesim.serving.report import write_serving_html
 from moesim.serving.result import ServingResult
 from moesim.serving.table import iterations_by_phase, quantities
+from moesim.serving.words import LIMIT
 from moesim.specs.workload import ComputeFormat
 from shared import answers, shown, slow
 from views.what_if_controls import PAGE, Board, all_settings, choice, dig, number, steps
 
 HEADLINE = (
-    "time_to_first_token",
-    "time_per_output_token",
-    "request_latency",
+    "time_to_first_token_mean",
+    "time_to_first_token_p99",
+    "time_per_output_token_mean",
+    "time_per_output_token_p99",
+    "request_latency_mean",
     "output_tokens_per_second_per_gpu",
     "requests_per_second",
     "goodput_fraction",
@@ -77,8 +80,7 @@ def show(asked: ServingScenario, baseline: dict[str, Quantity] | None) -> None:
         return
     result = found.value
     shown.tiles(result.summary, HEADLINE, baseline)
-    limit = next((note for note in result.notes if note.startswith("what limits it")), "")
-    st.caption(f"Steady state in closed form: the mean over a long run; {shown.plain(limit)}.")
+    st.caption(f"Steady state in closed form: means over a long run; {_told(result)}")
     _pictures(asked, result)
     _run(asked)
     _files(asked, result)
@@ -119,10 +121,16 @@ def _run(asked: ServingScenario) -> None:
     if known.value is None:
         return
     result, steady = known.value, answers.steady(asked).value
-    st.markdown("**Simulated**, with the change against the steady state")
+    st.markdown("**Simulated**, with the change against the steady state (means against means)")
+    st.caption(_told(result))
     shown.tiles(result.summary, HEADLINE, steady.summary if steady else None, "simulated")
     for kind, name in RUN.items():
         _chart(asked, result, kind, result.requests if kind == "latency" else result.iterations, name)
+
+
+def _told(result: ServingResult) -> str:
+    """What limits the deployment, and what stands against its numbers."""
+    return ". ".join(shown.plain(note) for note in result.notes if note.startswith((LIMIT, "rates:", "warning:"))) + "."
 
 
 def _simulated(asked: ServingScenario, progress: slow.Progress) -> bool:

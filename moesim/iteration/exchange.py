@@ -22,7 +22,8 @@ from moesim.specs.serving import InstanceSpec
 
 Floats = NDArray[np.float64]
 Work = Literal["prefill", "decode"]
-_AUTO: dict[Work, str] = {"prefill": "deepep-normal", "decode": "deepep-low-latency"}
+BY_PHASE: dict[Work, str] = {"prefill": "deepep-normal", "decode": "deepep-low-latency"}
+"""One library's kernels for throughput, and for low latency."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,14 @@ class Exchange:
         named = getattr(self.scenario.dispatcher, work)
         if named != "auto":
             return dispatcher(named)
-        demand, network = self._demand(tokens), self.experts_network
-        meant = DISPATCHERS[_AUTO[work]]
+        demand, network = self.demand(tokens), self.experts_network
+        meant = DISPATCHERS[BY_PHASE[work]]
         if meant.runs_on(network) is None and meant.unfit(demand, network) is None:
             return meant
         return choose(demand, network, self.payload, self.scenario.dispatcher.multiprocessors).dispatcher
 
-    def _demand(self, tokens: float) -> Demand:
+    def demand(self, tokens: float) -> Demand:
+        """What so many tokens a rank ask of the network, at balanced routing."""
         rule, ranks = self.scenario.router, self.instance.expert
         choices = Choices(rule.experts, rule.top_k, rule.spec.groups, rule.spec.top_groups)
         return balanced_demand(choices, ranks, self.experts_network.ranks_per_domain, tokens)
@@ -98,7 +100,7 @@ class Exchange:
         """Dispatch and combine at even load, busiest rank."""
         found = np.zeros((2, len(tokens)))
         for index, count in enumerate(tokens / self.instance.tensor if self.exchanges else ()):
-            law, demand = self.dispatcher(work, float(count)), self._demand(float(count))
+            law, demand = self.dispatcher(work, float(count)), self.demand(float(count))
             settings = self.scenario.dispatcher.multiprocessors
             times = law.times(demand, self.experts_network, self.payload, settings, notify=work == "prefill")
             found[:, index] = float(times.dispatch.busiest), float(times.combine.busiest)

@@ -75,7 +75,7 @@ class IterationLaw:
             self.scenario, self.instance.tensor, requests, context, 1 + engine.drafted
         )
         found["head"] = self._at("head", np.maximum(positions + np.minimum(new, 1.0), 1.0), False)
-        found["draft"] = self._draft(requests)
+        found["draft"] = self._draft(requests, context)
         found = {name: np.where(busy, self._factor * value, 0.0) for name, value in found.items()}
         if self.fetch is not None:
             wait = self._waits(self.fetch, found, even * replicas, works, missing)
@@ -193,16 +193,22 @@ class IterationLaw:
         left = np.maximum(moved - np.asarray(compute), 0.0) / np.maximum(moved, 1e-30)
         return {name: value * left if name in _COMMUNICATION else value for name, value in found.items()}
 
-    def _draft(self, requests: Floats) -> Floats:
-        """Drafting tokens: for each, a layer of the model's MTP module and a head, of the decoding requests."""
-        model, drafted = self.scenario.model, self.scenario.engine.drafted
-        if not drafted or not model.mtp_layers:
+    def _draft(self, requests: Floats, context: Floats) -> Floats:
+        """Drafting tokens of the decoding requests: for each, a layer of the model's MTP module and a head; without
+        one the stated share of an iteration that decodes one token each."""
+        model, engine = self.scenario.model, self.scenario.engine
+        count, none = np.maximum(requests, 1.0), np.zeros(len(requests), np.bool_)
+        if model.mtp_layers:
+            layer = ("attention", "router", "experts", *_COMMUNICATION, "beside")
+            one = sum((self._at(name, count, False) for name in layer), self._at("head", count, False))
+        elif engine.draft_cost:
+            parts = self._layers(count, count, np.ones_like(count), none)
+            one = sum(parts.values(), self._at("head", count, False))
+            one = one + scores.decode_seconds(self.scenario, self.instance.tensor, requests, context, 1)
+            one = engine.draft_cost * one
+        else:
             return np.zeros_like(requests)
-        count = np.maximum(requests, 1.0)
-        one = sum(
-            self._at(name, count, False) for name in ("attention", "router", "experts", *_COMMUNICATION, "beside")
-        )
-        return np.where(requests > 0, drafted * (np.asarray(one) + self._at("head", count, False)), 0.0)
+        return np.where(requests > 0, engine.drafted * one, 0.0)
 
     def _expected_peak(self, tokens: Floats, prompts: NDArray[np.bool_]) -> Floats:
         return self._at("peak", tokens, prompts)

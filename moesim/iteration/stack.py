@@ -50,6 +50,11 @@ def band(name: str, measured: str | None, metric: str) -> float:
     return max(float(own["range"]), float(apart["range"]) if apart else 0.0)
 
 
+def first_token_bias() -> float:
+    """Median of what the law says of measured times to the first token, over them, less 1."""
+    return float(_data(None)["residual_of"]["time_to_first_token"]["bias"])
+
+
 def stack_note(name: str, measured: str | None = None) -> str:
     """Which stack answered for the one that the scenario names."""
     used = nearest(name, measured)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from moesim.units import parse, show
+from moesim.units import scale
 
 WIDTH = 640
 INK = "#333333"
@@ -86,8 +86,7 @@ def legend(label: str | None = None, **options: Any) -> dict[str, Any]:
 
 def axis_unit(values: Sequence[float], unit: str) -> tuple[float, str]:
     """Size and symbol of the unit that suits the largest value."""
-    symbol = show(max(values), unit).split()[-1]
-    return parse(f"1 {symbol}", unit), symbol
+    return scale(max(values), unit)
 
 
 def rows(digits: int = 7, /, **columns: Any) -> dict[str, Any]:

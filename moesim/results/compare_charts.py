@@ -15,11 +15,11 @@ from moesim.results.compare_waterfall import Bar, axis_begin, bar_texts, begin_t
 from moesim.units import show
 
 if TYPE_CHECKING:
-    from moesim.results.compare import Comparison
+    from moesim.results.compare import Comparison, Explanation
 
 _DIGITS = 12
 _ROOM = 0.3
-_KINDS = {"step": "#A8A8A8", "longer": "#E69F00", "shorter": "#0072B2"}
+_KINDS = {"whole": "#A8A8A8", "longer": "#E69F00", "shorter": "#0072B2"}
 
 
 class ComparisonCharts:
@@ -29,12 +29,13 @@ class ComparisonCharts:
         self._comparison = comparison
 
     def waterfall(self, which: int = 1) -> ChartType:
-        """What makes the step of the `which`-th result after the first longer or shorter: the first's step, one bar a
-        part that changes it, and the result's own step. Raises `UserError` where there is no such result."""
+        """What the `which`-th explanation tells: the first result's step (or iteration), one bar a part that makes the
+        other's longer or shorter, and the other's own. Raises `UserError` where there is no such explanation."""
         count = len(self._comparison.explanations)
         if not 1 <= which <= count:
             raise UserError(f"waterfall: which must be 1{f' to {count}' if count > 1 else ''}, got {which}")
-        bars = self._comparison.explanations[which - 1].bars
+        why = self._comparison.explanations[which - 1]
+        bars = why.bars
         begin, end = axis_begin(bars), max(bar.end for bar in bars)
         factor, symbol = style.axis_unit([end], "s")
         data = _rows(bars, begin, factor)
@@ -42,29 +43,28 @@ class ComparisonCharts:
         axis = style.axis(None, labelLimit=250, labelOverlap=False)
         lanes = alt.Y("bar:N", sort=names, axis=axis, scale=alt.Scale(paddingInner=0.25, paddingOuter=0.15))
         room = style.span(begin / factor, (end + _ROOM * (end - begin)) / factor)
-        x_axis = style.axis(f"time, mean over GPUs ({symbol})", tickCount=6)
+        x_axis = style.axis(f"time, {why.whole.over} ({symbol})", tickCount=6)
         base = alt.Chart(data).encode(y=lanes)
         position = {"x": alt.X("begin:Q", axis=x_axis, scale=room), "x2": alt.X2("end:Q")}
         colour = alt.Color("change:N", scale={"domain": list(_KINDS), "range": list(_KINDS.values())}, legend=None)
-        tooltip = [alt.Tooltip("bar:N"), alt.Tooltip("time:N"), alt.Tooltip("share:N", title="share of the first step")]
+        share = alt.Tooltip("share:N", title=f"share of the first {why.whole.name}")
+        tooltip = [alt.Tooltip("bar:N"), alt.Tooltip("time:N"), share]
         tooltip += [alt.Tooltip("folded:N", title="holds")] * any(bar.folded for bar in bars)
         links = base.mark_rule(color="#888888", strokeWidth=1).encode(x="end:Q", y2="next:N")
         solid = base.mark_bar().encode(**position, color=colour, tooltip=tooltip)
         text = base.mark_text(align="left", dx=5, fontSize=FONT, color=INK).encode(x="right:Q", text="label:N")
         layers = [links, solid, text, *([_torn(names, begin / factor)] if begin else [])]
-        return alt.layer(*layers).properties(width=WIDTH, height=alt.Step(26), title=self._title(which, begin))
+        return alt.layer(*layers).properties(width=WIDTH, height=alt.Step(26), title=self._title(why, begin))
 
-    def _title(self, which: int, begin: float) -> dict[str, Any]:
-        names = self._comparison.names
-        why = self._comparison.explanations[which - 1]
+    def _title(self, why: Explanation, begin: float) -> dict[str, Any]:
+        names, whole = self._comparison.names, why.whole
         sign, size = "−" if why.difference < 0 else "+", abs(why.difference)
         said = f"{sign}{show(size, 's')}" + (f", {sign}{show(size / why.steps[0], 'fraction')}" if why.steps[0] else "")
-        colours = "orange makes the step longer, blue shorter"
+        colours = f"orange makes the {whole.name} longer, blue shorter"
         lines = [f"{said}; {colours}" if len(why.bars) > 2 else "the same time in every part"]
-        lines += [f"the axis begins at {begin_text(why.bars)}: both steps are cut, the parts are to scale"] * bool(
-            begin
-        )
-        heading = style.title(f"{middle_cut(names[which], 36)} against {middle_cut(names[0], 36)}", "")
+        cut = f"the axis begins at {begin_text(why.bars)}: both {whole.several} are cut, the parts are to scale"
+        lines += [cut] if begin else []
+        heading = style.title(f"{middle_cut(names[why.which], 36)} against {middle_cut(names[0], 36)}", "")
         return {**heading, "subtitle": lines}
 
 
@@ -78,11 +78,11 @@ def _rows(bars: Sequence[Bar], begin: float, factor: float) -> dict[str, Any]:
         begin=[max(bar.begin, begin) / factor for bar in bars],
         end=[bar.end / factor for bar in bars],
         right=[max(bar.begin, bar.end) / factor for bar in bars],
-        change=[bar.kind if bar.kind == "step" else "longer" if bar.change > 0 else "shorter" for bar in bars],
+        change=[bar.kind if bar.kind == "whole" else "longer" if bar.change > 0 else "shorter" for bar in bars],
         time=[time for time, _ in texts],
         share=[share for _, share in texts],
         label=[
-            time if bar.kind == "step" else f"{time}  ·  {share}"
+            time if bar.kind == "whole" else f"{time}  ·  {share}"
             for bar, (time, share) in zip(bars, texts, strict=True)
         ],
         folded=[", ".join(bar.folded) or "–" for bar in bars],

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 
 from moesim.errors import FileError
-from moesim.results.compare import Comparison
+from moesim.results.compare import Comparison, Explanation
 from moesim.results.compare_inputs import value_texts
 from moesim.results.compare_table import change_texts, metric_texts
 from moesim.results.page import html_page, html_picture, html_table
@@ -53,34 +53,34 @@ def _title(comparison: Comparison) -> str:
 
 def _body(comparison: Comparison) -> Iterable[str]:
     yield f'<header>\n<p class="road">moesim · comparison</p>\n<h1>{escape(_title(comparison))}</h1>\n</header>\n<main>'
-    for which in range(1, len(comparison.names)):
-        yield from _step(comparison, which)
+    for which in range(1, len(comparison.explanations) + 1):
+        yield from _explained(comparison, which)
     yield f"<h2>Inputs that differ</h2>\n{_inputs(comparison)}"
     pairs = [text for name in comparison.names[1:] for text in (name, "ratio")]
     heads = ("metric", comparison.names[0], *pairs, "basis")
     yield f"<h2>Metrics</h2>\n{html_table(heads, map(metric_texts, comparison.metrics))}\n</main>"
 
 
-def _step(comparison: Comparison, which: int) -> Iterable[str]:
-    """Why one step differs: the sentence, the waterfall, and behind it parts and operations."""
+def _explained(comparison: Comparison, which: int) -> Iterable[str]:
+    """Why one step, or iteration, differs: the sentence, the waterfall, and behind it parts and operations."""
     why = comparison.explanations[which - 1]
-    title = f"Step of {comparison.names[which]}" if len(comparison.names) > 2 else "Step"
+    name, whole = comparison.names[why.which], why.whole.name.capitalize()
+    title = f"{whole} of {name}" if len(comparison.names) > 2 else whole
     picture = html_picture(f"waterfall-{which}", title, comparison.charts.waterfall(which), "", len(why.bars))
     yield picture.replace("</h2>", f"</h2>\n<p>{escape(why.sentence)}</p>", 1)
-    yield f"<details>\n<summary>As a table</summary>\n{_parts(comparison, which)}\n</details>"
+    yield f"<details>\n<summary>As a table</summary>\n{_parts(comparison.names, why)}\n</details>"
     if why.operations:
         rows = ((row.part, row.operation, *change_texts(row.base, row.other)) for row in why.operations)
-        heads = ("part", "operation", comparison.names[0], comparison.names[which], "change")
+        heads = ("part", "operation", comparison.names[0], name, "change")
         yield f"<details>\n<summary>By operation</summary>\n{html_table(heads, rows, texts=2)}\n</details>"
 
 
-def _parts(comparison: Comparison, which: int) -> str:
-    """Every part of both steps, folded or not, and the steps themselves."""
-    why = comparison.explanations[which - 1]
-    here, there = comparison.breakdowns[0], comparison.breakdowns[which]
+def _parts(names: tuple[str, ...], why: Explanation) -> str:
+    """Every part of both, folded or not, and their sums."""
+    here, there = why.breakdowns
     rows = [*((part, here.get(part, 0.0), there.get(part, 0.0)) for part, _ in why.parts), ("sum", *why.steps)]
     lines = ((part, *change_texts(base, other), _share(other - base, why.steps[0])) for part, base, other in rows)
-    return html_table(("part", comparison.names[0], comparison.names[which], "change", "share"), lines)
+    return html_table(("part", names[0], names[why.which], "change", "share"), lines)
 
 
 def _share(change: float, step: float) -> str:

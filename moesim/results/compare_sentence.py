@@ -1,4 +1,4 @@
-"""Why one step is longer than another, in sentences: verdict, the parts behind it, operations, what is not alike."""
+"""Why one step, or iteration, is longer than another: verdict, parts behind it, operations, what is not alike."""
 
 from __future__ import annotations
 
@@ -6,27 +6,28 @@ from collections.abc import Sequence
 
 from moesim.errors import shorten
 from moesim.results.compare_operations import HIDDEN, LESS_COLLECTIVES, OperationChange
-from moesim.results.compare_waterfall import middle_cut
+from moesim.results.compare_waterfall import SAME, STEP, Whole, middle_cut
 from moesim.results.result import Result
 from moesim.units import show
 
-_SAME = 1e-9
 _WORTH_SAYING = 0.1
-_NAME = 60
+NAME = 60
 Parts = tuple[tuple[str, float], ...]
 
 
-def sentence(names: tuple[str, str], steps: tuple[float, float], parts: Parts) -> str:
-    """Which step is longer, and the parts that make it so; `parts`: the most changed first, they add up."""
-    (base, other), step = (middle_cut(name, _NAME) for name in names), steps[0]
+def sentence(names: tuple[str, str], steps: tuple[float, float], parts: Parts, whole: Whole = STEP) -> str:
+    """Which step (or other `whole`) is longer, and the `parts` that make it so: the most changed first, they add up."""
+    (base, other), step = (middle_cut(name, NAME) for name in names), steps[0]
     difference = sum(change for _, change in parts)
-    if not parts or abs(parts[0][1]) <= _SAME * step:
-        return f"The steps of {other} and {base} take the same time in every part."
-    if abs(difference) <= _SAME * step:
-        return f"The steps of {other} and {base} take the same time; inside, {_moved(*parts[0])} differs most."
+    if not parts or abs(parts[0][1]) <= SAME * step:
+        return f"The {whole.several} of {other} and {base} take the same time in every part."
+    if abs(difference) <= SAME * step:
+        return (
+            f"The {whole.several} of {other} and {base} take the same time; inside, {_moved(*parts[0])} differs most."
+        )
     relative = f" ({show(abs(difference) / step, 'fraction')})" if step > 0 else ""
     verdict = "longer" if difference > 0 else "shorter"
-    head = f"The step of {other} is {show(abs(difference), 's')}{relative} {verdict} than that of {base}"
+    head = f"The {whole.name} of {other} is {show(abs(difference), 's')}{relative} {verdict} than that of {base}"
     driving = [(part, change) for part, change in parts if change * difference > 0]
     opposing = [(part, change) for part, change in parts if change * difference < 0]
     share = driving[0][1] / difference
@@ -41,7 +42,7 @@ def sentence(names: tuple[str, str], steps: tuple[float, float], parts: Parts) -
 def by_operation(operations: Sequence[OperationChange], step: float) -> str:
     """The operations that changed most; nothing where none did."""
     told = [row for row in operations if row.operation != row.part and not row.operation.endswith(LESS_COLLECTIVES)]
-    ordered = sorted((row for row in told if abs(row.change) > _SAME * step), key=lambda row: -abs(row.change))
+    ordered = sorted((row for row in told if abs(row.change) > SAME * step), key=lambda row: -abs(row.change))
     if not ordered:
         return ""
     second = [row for row in ordered[1:2] if abs(row.change) > _WORTH_SAYING * abs(ordered[0].change)]
@@ -61,7 +62,7 @@ def caution(base: Result, other: Result, names: tuple[str, str]) -> str:
     said = []
     trained = [tokens_of_step(result) for result in (base, other)]
     if all(trained) and abs(trained[1] / trained[0] - 1) > 1e-6:
-        ratio, (first, second) = f"{trained[1] / trained[0]:.3g}", (middle_cut(name, _NAME) for name in names)
+        ratio, (first, second) = f"{trained[1] / trained[0]:.3g}", (middle_cut(name, NAME) for name in names)
         said.append(f"A step of {second} trains {ratio} times the tokens of one of {first}.")
     if base.road != other.road:
         said.append("One is simulated and one estimated, so the roads differ too; simulate both to see operations.")

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from moesim.errors import shorten
 from moesim.provenance import worst
-from moesim.results.compare import FIRST, Comparison, Explanation, Metric
+from moesim.results.compare import Comparison, Explanation, Metric
 from moesim.results.compare_inputs import value_texts
 from moesim.results.compare_waterfall import Bar, axis_begin, bar_texts, begin_text, middle_cut
 from moesim.results.table import metric_label, plain_table, shown
@@ -23,7 +23,7 @@ _BLOCKS = 20
 _NAME = 24
 _LEAST_PATH = 16
 _LEAST_VALUE = 9
-_COLOURS = {"step": "default", "longer": "yellow", "shorter": "blue"}
+_COLOURS = {"whole": "default", "longer": "yellow", "shorter": "blue"}
 _LITTLE = 1e-3
 """Operations that change by less than so much of all changes are not worth a line."""
 
@@ -70,7 +70,7 @@ def comparison_table(comparison: Comparison, width: int = 80) -> Table:
         if place and ratios:
             table.add_column("ratio", justify="right", no_wrap=True)
     table.add_column("basis", no_wrap=True, min_width=len("datasheet"))
-    first = sum(metric.name in FIRST for metric in comparison.metrics)
+    first = sum(metric.name in comparison.kind.first for metric in comparison.metrics)
     for place, metric in enumerate(comparison.metrics, 1):
         table.add_row(*map(Text, metric_texts(metric, ratios)), end_section=place == first)
     return table
@@ -86,9 +86,9 @@ def metric_texts(metric: Metric, with_ratios: bool = True) -> list[str]:
 
 
 def waterfall_table(why: Explanation) -> Table:
-    """From the first step to the other, a row a part that changes, with a bar of block characters."""
+    """From the first step (or iteration) to the other, a row a part that changes, with a bar of block characters."""
     begin, end = axis_begin(why.bars), max(bar.end for bar in why.bars)
-    table = plain_table("From step to step, mean over GPUs", first="part")
+    table = plain_table(f"From {why.whole.name} to {why.whole.name}, {why.whole.over}", first="part")
     for heading in ("time", "share"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column(Text(f"begins at {begin_text(why.bars)}" if begin else ""), no_wrap=True, width=_BLOCKS)
@@ -105,13 +105,13 @@ def _blocks(bar: Bar, begin: float, end: float) -> BlockBar:
     least = span / (8 * _BLOCKS)
     low = min(max(0.0, min(bar.begin, bar.end) - begin), span - least)
     high = max(low + least, max(bar.begin, bar.end) - begin)
-    kind = bar.kind if bar.kind == "step" else "longer" if bar.change > 0 else "shorter"
+    kind = bar.kind if bar.kind == "whole" else "longer" if bar.change > 0 else "shorter"
     return BlockBar(span, low, high, width=_BLOCKS, color=_COLOURS[kind])
 
 
 def operations_table(comparison: Comparison, which: int) -> Table | None:
-    """The operations that changed most, under their parts, in the first result and in the `which`-th after it; the
-    others are counted. None without operations, or where none changed."""
+    """The operations that changed most, under their parts, in the two results of the `which`-th explanation; the others
+    are counted. None without operations, or where none changed."""
     why = comparison.explanations[which - 1]
     changed = [row for row in why.operations if row.change]
     if not changed:
@@ -119,10 +119,10 @@ def operations_table(comparison: Comparison, which: int) -> Table | None:
     least = _LITTLE * sum(abs(row.change) for row in changed)
     largest = sorted(changed, key=lambda row: -abs(row.change))[:MOST_OPERATIONS]
     chosen = [row for row in largest if abs(row.change) > least]
-    table = plain_table("By operation, mean over GPUs", first="operation")
-    for name in (comparison.names[0], comparison.names[which], "change"):
+    table = plain_table(f"By operation, {why.whole.over}", first="operation")
+    for name in (comparison.names[0], comparison.names[why.which], "change"):
         table.add_column(Text(middle_cut(name, 16)), justify="right", no_wrap=True)
-    here, there = comparison.breakdowns[0], comparison.breakdowns[which]
+    here, there = why.breakdowns
     for part in dict.fromkeys(row.part for row in changed if row in chosen):
         table.add_section()
         whole = change_texts(here.get(part, 0.0), there.get(part, 0.0))
@@ -147,7 +147,7 @@ def signed(seconds: float, plus: str = "+") -> str:
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
-    """Inputs, metrics, and for every result after the first its waterfall, operations and sentence."""
+    """Inputs, metrics, and every explanation: waterfall, operations and sentence."""
     tables = [differences_table(comparison, console.width), comparison_table(comparison, console.width)]
     for table in filter(None, tables):
         console.print(table)

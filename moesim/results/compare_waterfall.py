@@ -1,4 +1,4 @@
-"""The bars of a waterfall: from one step to another, one bar a part of the step that changes; no drawing here."""
+"""The bars of a waterfall: from one step, or iteration, to another, a bar a part that changes; no drawing here."""
 
 from __future__ import annotations
 
@@ -16,21 +16,40 @@ FOLDED_OF_STEP = 0.005
 FOLDED_OF_CHANGE = 0.05
 """Bars folded into one hide at most so much of the longer step, and of all that changes."""
 
+SAME = 1e-6
+"""What changes by no more than this share of a step takes the same time: a simulation's rounding moves that much."""
+
 _SHOWN_FROM_ZERO = 0.25
-_SAME = 1e-9
 _MOST_DECIMALS = 6
-_NAME = 26
+_NAME = 34
+"""Letters of a bar that names a whole."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A time that is compared: what it is called, and over what its parts are means."""
+
+    name: str
+    over: str
+
+    @property
+    def several(self) -> str:
+        """More than one of it."""
+        return f"{self.name}s"
+
+
+STEP = Whole("step", "mean over GPUs")
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar from `begin` to `end` seconds: a whole step from 0, or a part, from where the bar before it ends.
+    """One bar from `begin` to `end` seconds: a whole from 0, or a part, from where the bar before it ends.
 
     `folded`: the parts that a bar of small changes holds.
     """
 
     name: str
-    kind: Literal["step", "part"]
+    kind: Literal["whole", "part"]
     begin: float
     end: float
     folded: tuple[str, ...] = ()
@@ -46,21 +65,23 @@ class Bar:
 
 
 def waterfall(
-    names: tuple[str, str], steps: tuple[float, float], parts: Sequence[tuple[str, float]]
+    names: tuple[str, str], steps: tuple[float, float], parts: Sequence[tuple[str, float]], whole: Whole = STEP
 ) -> tuple[Bar, ...]:
-    """The first step, the parts in the order given with the small ones in one bar, and the other step, in seconds."""
+    """The first step (or other `whole`), the parts in the order given with the small ones in one bar, and the other
+    step, in seconds."""
     shown, folded = fold(parts, max(steps))
     moves: list[tuple[str, float, tuple[str, ...]]] = [(name, change, ()) for name, change in shown]
     if folded:
         rest = sum(change for _, change in folded)
         moves.append((f"all else, {len(folded)} parts", rest, tuple(name for name, _ in folded)))
-    steps_named = [f"step of {middle_cut(name, _NAME)}" for name in names]
+    called = f"{whole.name} of "
+    steps_named = [called + middle_cut(name, _NAME - len(called)) for name in names]
     first, last, *labels = distinct([*steps_named, *(shorten(name) for name, _, _ in moves)])
-    bars, level = [Bar(first, "step", 0.0, steps[0])], steps[0]
+    bars, level = [Bar(first, "whole", 0.0, steps[0])], steps[0]
     for label, (_, change, inside) in zip(labels, moves, strict=True):
         bars.append(Bar(label, "part", level, level + change, inside))
         level += change
-    return (*bars, Bar(last, "step", 0.0, steps[1]))
+    return (*bars, Bar(last, "whole", 0.0, steps[1]))
 
 
 def fold(parts: Sequence[tuple[str, float]], longest: float) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
@@ -70,7 +91,7 @@ def fold(parts: Sequence[tuple[str, float]], longest: float) -> tuple[list[tuple
     """
     moving = [part for part in parts if part[1]]
     moved = sum(abs(change) for _, change in moving)
-    if moved <= _SAME * longest:
+    if moved <= SAME * longest:
         return [], []
     limit = min(FOLDED_OF_STEP * longest, FOLDED_OF_CHANGE * moved)
     folded, hidden = list[tuple[str, float]](), 0.0
@@ -105,7 +126,7 @@ def axis_begin(bars: Sequence[Bar]) -> float:
     """Where the axis of seconds begins: at zero, or nearer the changes where they would be too small to see."""
     levels = [bar.end for bar in bars]
     low, high = min(levels), max(levels)
-    if high - low > _SHOWN_FROM_ZERO * high or high - low <= _SAME * high:
+    if high - low > _SHOWN_FROM_ZERO * high or high - low <= SAME * high:
         return 0.0
     # A round number that leaves the cut bars about a third of the picture.
     below = low - 0.5 * (high - low)
@@ -126,7 +147,7 @@ def bar_texts(bars: Sequence[Bar]) -> list[tuple[str, str]]:
     largest = max(parts, default=max(bar.end for bar in bars))
     texts = []
     for bar in bars:
-        sign = "" if bar.kind == "step" else "−" if bar.change < 0 else "+"
+        sign = "" if bar.kind == "whole" else "−" if bar.change < 0 else "+"
         number = _fixed(abs(bar.change) / factor, largest / factor)
         time = f"{number} {symbol}" if float(number) or not bar.change else show(abs(bar.change), "s")
         share = f"{sign}{_fixed(100 * abs(bar.change) / first, 100 * largest / first)} %" if first > 0 else "–"

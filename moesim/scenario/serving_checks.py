@@ -166,6 +166,11 @@ def engine_suits_the_work(scenario: ServingScenario) -> Iterator[Problem]:
     engine, work = scenario.engine, scenario.workload
     if engine.speculative_tokens > 1 and work.kind == "prefill":
         yield Problem("engine.speculative_tokens", "must be 1 in prefill, where nothing is decoded")
+    if engine.draft_cost is not None and scenario.model.mtp_layers:
+        why = f"{scenario.model.name} drafts with its own multi-token-prediction layer, which is priced; drop it"
+        yield Problem("engine.draft_cost", why)
+    elif engine.draft_cost is not None and not engine.drafted:
+        yield Problem("engine.draft_cost", "nothing is drafted: state engine.speculative_tokens or drafted_tokens")
     exchanges = scenario.model.is_moe and any(instance.expert > 1 for _, instance in _places(scenario))
     if engine.two_batch_overlap and not exchanges:
         yield Problem("engine.two_batch_overlap", "needs exchanges: a model with experts and instance.expert > 1")

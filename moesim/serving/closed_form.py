@@ -69,8 +69,9 @@ def _falling_zero(law: Callable[[float], float], most: float) -> float:
 
 
 def _joined(prefill: SteadyState, decode: SteadyState, demand: Demand, moved: float) -> SteadyState:
-    worse = prefill if not prefill.feasible else decode
-    name = "prefill" if not prefill.feasible else "decode"
+    able = prefill.feasible, decode.feasible
+    prefills = prefill.requests_per_second < decode.requests_per_second if able == (False, False) else not able[0]
+    name, worse = ("prefill", prefill) if prefills else ("decode", decode)
     return replace(
         decode,
         feasible=prefill.feasible and decode.feasible,

@@ -14,6 +14,7 @@ from math import exp, inf
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import gammainc
 
 from moesim.iteration.law import Batch, IterationLaw
 from moesim.scenario.serving import Pool, ServingScenario
@@ -109,6 +110,24 @@ class EngineIterations:
 
         return fixed_point(found, max(1.0 - exp(-prompts), least))
 
+    def prompts(self, mean: MeanIteration) -> float:
+        """Requests whose prompts an iteration computes, mean over the iterations' time; in one that the token budget
+        cuts short each replica has a part of one more."""
+        if not mean.share:
+            return 0.0
+        new, budget = self.demand.new, float(self.scenario.engine.token_budget)
+        cut = min(mean.budget_use, 1.0) * self.replicas if mean.tokens > 0.999 * budget * self.replicas else 0.0
+        whole = max(mean.tokens / min(new, budget), mean.tokens / new + cut, 1.0)
+        return mean.share * mean.with_prompts / mean.seconds * whole
+
+    def at_work(self, together: float) -> float:
+        """Requests in an instance while it works, of their mean over all time: random arrivals, each to an instance
+        that has none where there is one. A loop's are always there; prefill alone knows iterations that work."""
+        count = self.pool.count
+        if not self.decodes or self.demand.concurrency is not None:
+            return max(together, 1.0)
+        return together * count / float(gammainc(np.arange(1, count + 1), together * count).sum())
+
     def seconds(self, decoding: float, tokens: float) -> float:
         """Seconds of one iteration of so many decoding requests and new prompt tokens."""
         return float(self.law.seconds(self.batch(decoding, tokens))[0])
@@ -161,6 +180,15 @@ class EngineIterations:
         """Prompts that the token budget takes at once, or, of prompts larger than it, one a replica."""
         budget = float(self.scenario.engine.token_budget)
         return self.replicas * max(budget / self.demand.new, 1.0)
+
+    @cached_property
+    def large_share(self) -> float:
+        """Share of the prompts' second moment that those have which fill more than an iteration alone, while several of
+        the mean fit into one: what comes behind waits for all of such a prompt."""
+        sizes, budget = self.demand.sizes, self.scenario.engine.token_budget / self.demand.new
+        if budget <= 1.0:
+            return 0.0
+        return float(np.square(sizes[sizes > budget]).sum() / np.square(sizes).sum())
 
     @cached_property
     def _of_prompts(self) -> tuple[Floats, Floats]:

@@ -30,8 +30,11 @@ class Gathered:
     beside: float
 
 
-def gathered(seconds: Callable[[float], float], rate: float, burstiness: float, most: float) -> Gathered:
-    """What gathers at `rate` where iterations of k requests take `seconds(k)` and hold at most `most`.
+def gathered(
+    seconds: Callable[[float], float], rate: float, burstiness: float, most: float, variation: float = 0.0
+) -> Gathered:
+    """What gathers at `rate` where iterations of k requests take `seconds(k)` and hold at most `most`; `variation`:
+    squared coefficient of variation of what a request is in `seconds`.
 
     A batch k is what came during the last, or the one request that ends an idle time. Its variance is that of arrivals
     over the time that a linear law through the mean batch gives: that of k in a mean time over 1 - (rate x slope)^2.
@@ -45,11 +48,11 @@ def gathered(seconds: Callable[[float], float], rate: float, burstiness: float, 
         found = 0.5 * (found + wanted)
     mean, none = rate * found, exp(-rate * found)
     together = min(max(mean + none, 1.0), most)
-    spread = max(burstiness * mean + mean**2 + none - (mean + none) ** 2, 0.0)
+    spread = max(burstiness * mean + mean**2 + none - (mean + none) ** 2, 0.0) + together * variation
     fewer, more = max(0.8 * together, 1.0), max(min(1.2 * together, most), 1.0)
     slope = (seconds(more) - seconds(fewer)) / (more - fewer) if more > fewer else 0.0
     variance = spread / max(1.0 - (rate * slope) ** 2, 0.1)
-    falls = found * (1.0 + min(slope**2 * variance / found**2, 1.0))
+    falls = min(found * (1.0 + min(slope**2 * variance / found**2, 1.0 + variation)), max(seconds(most), found))
     busy = min(rate * found / together, 1.0)
     return Gathered(found, together, busy, falls, 2.0 * near(rate, burstiness, falls / 2))
 

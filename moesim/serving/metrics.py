@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from moesim.costs import money
 from moesim.iteration.stack import band
-from moesim.provenance import Quantity
+from moesim.provenance import Basis, Quantity
 from moesim.scenario.serving import ServingScenario
 from moesim.serving.simulation import Run
+from moesim.serving.window import Worked
 
 Floats = NDArray[np.float64]
 GROUPS, LEAST_OF_GROUP = 10, 20
@@ -29,6 +30,26 @@ Doubt = Callable[[str], float]
 def doubt(scenario: ServingScenario) -> Doubt:
     """What nine in ten measured values of the scenario's stack keep, by metric."""
     return partial(band, scenario.stack, scenario.cluster.calibration)
+
+
+def _median(values: Floats) -> float:
+    return float(np.median(values))
+
+
+def _mean(values: Floats) -> float:
+    return float(values.mean())
+
+
+def _p99(values: Floats) -> float:
+    return float(np.quantile(values, 0.99))
+
+
+STATISTICS: dict[str, tuple[str, Callable[[Floats], float]]] = {
+    "": ("median", _median),
+    "_mean": ("mean", _mean),
+    "_p99": ("99th percentile", _p99),
+}
+"""How the names of the latencies end, and what each says of the requests."""
 
 
 class Latencies:
@@ -52,24 +73,20 @@ class Latencies:
         self.by_name = by_name
 
 
-def latency_metrics(found: Latencies, error: Doubt) -> dict[str, Quantity]:
-    """Median and 99th percentile of each latency."""
+def latency_metrics(found: Latencies, error: Doubt, overloaded: bool = False) -> dict[str, Quantity]:
+    """Median, mean and 99th percentile of each latency; where the deployment is `overloaded` all depend on how long the
+    run is."""
     metrics = {}
     for name, values in found.by_name.items():
-        chosen = values[found.several] if name == "time_per_output_token" else values
+        several = name == "time_per_output_token"
+        chosen = values[found.several] if several else values
         if not len(chosen):
             continue
-        metrics[name] = _ranged(chosen, _median, "s", error(name), f"median of {len(chosen):,} requests")
-        metrics[f"{name}_p99"] = _ranged(chosen, _p99, "s", error(name), f"99th percentile of {len(chosen):,} requests")
+        grows = "; the queue grows: with more requests it is longer" if overloaded and not several else ""
+        for end, (said, statistic) in STATISTICS.items():
+            note = f"{said} of {len(chosen):,} requests{grows}"
+            metrics[f"{name}{end}"] = _ranged(chosen, statistic, "s", error(name), note)
     return metrics
-
-
-def _median(values: Floats) -> float:
-    return float(np.median(values))
-
-
-def _p99(values: Floats) -> float:
-    return float(np.quantile(values, 0.99))
 
 
 def sampling_error(values: Floats, statistic: Callable[[Floats], float]) -> float:
@@ -87,45 +104,29 @@ def _ranged(values: Floats, statistic: Callable[[Floats], float], unit: str, err
     return Quantity.within(statistic(values), unit, relative, "fitted", note)
 
 
-def window(run: Run) -> tuple[float, float, str]:
-    """The time in which rates are measured, and its name: between the tenth and ninetieth hundredth of the requests'
-    ends and before the last arrival, where the deployment is neither filling nor running dry; the whole run where that
-    is shorter than a request.
-    """
-    times = run.times
-    begin, end = (float(value) for value in np.quantile(times.end, (0.1, 0.9)))
-    end = min(end, float(times.arrival.max()))
-    if end - begin < float(np.median(times.end - times.arrival)):
-        return float(times.arrival.min()), float(times.end.max()), "over the whole run"
-    return begin, end, "of the time when the deployment neither fills nor runs dry"
-
-
-def rate_metrics(run: Run, found: Latencies, scenario: ServingScenario, error: Doubt) -> dict[str, Quantity]:
+def rate_metrics(
+    run: Run, found: Latencies, scenario: ServingScenario, error: Doubt, worked: Worked
+) -> dict[str, Quantity]:
     """Tokens and requests a second within the window, and the share that keeps the limits."""
-    begin, end, said = window(run)
-    seconds = max(end - begin, 1e-12)
+    within, said = worked.window, worked.window.note
     requests, times = run.requests, run.times
-    share = _overlap(times.first, times.end, begin, end)
-    outputs = float((1 + (requests.output_tokens - 1) * share)[share > 0].sum()) / seconds
-    ended = (times.end > begin) & (times.end <= end)
-    prompts = float(requests.input_tokens[_inside(times.prefilled, begin, end)].sum()) / seconds
+    ended = within.holds(times.end)
     # Where arrivals set the pace, the law's error does not move the rate.
-    doubted = error("output_tokens_per_second") if requests.concurrency is not None or growing(run) else 0.0
+    doubted = error("output_tokens_per_second") if requests.concurrency is not None or within.overloaded else 0.0
     noise = sampling_error(np.diff(np.sort(times.end[ended])), lambda gaps: float(gaps.mean()))
     relative = float(np.hypot(doubted, noise))
 
-    def quantity(value: float, unit: str, note: str = said) -> Quantity:
-        return Quantity.within(value, unit, relative, "fitted" if doubted else "derived", note)
+    def quantity(amount: float, unit: str, note: str = said) -> Quantity:
+        basis: Basis = "fitted" if doubted else "derived"
+        return Quantity.within(amount / within.seconds, unit, relative, basis, note)
 
-    whole = float(ended.sum()) / seconds
-    good = float((ended & found.within).sum()) / seconds
+    outputs, prompts = worked.total("output_tokens"), requests.input_tokens[within.holds(times.prefilled)]
+    each = f"{scenario.gpus_used:,} GPUs; {said}"
     metrics = {
-        "requests_per_second": quantity(whole, "1/s"),
+        "requests_per_second": quantity(float(ended.sum()), "1/s"),
         "output_tokens_per_second": quantity(outputs, "token/s"),
-        "output_tokens_per_second_per_gpu": quantity(
-            outputs / scenario.gpus_used, "token/s", f"{scenario.gpus_used:,} GPUs; {said}"
-        ),
-        "input_tokens_per_second": quantity(prompts, "token/s"),
+        "output_tokens_per_second_per_gpu": quantity(outputs / scenario.gpus_used, "token/s", each),
+        "input_tokens_per_second": quantity(float(prompts.sum()), "token/s"),
     }
     limits = scenario.workload.limits.stated
     if limits:
@@ -134,67 +135,14 @@ def rate_metrics(run: Run, found: Latencies, scenario: ServingScenario, error: D
         spread = 2 * float(np.sqrt(fraction * (1 - fraction) / requests.count))
         low, high = max(0.0, fraction - spread), min(1.0, fraction + spread)
         note = f"limits: {told}; the range is the sample's alone"
-        metrics["goodput_requests_per_second"] = quantity(good, "1/s", f"limits: {told}")
+        good = float((ended & found.within).sum())
+        metrics["goodput_requests_per_second"] = quantity(good, "1/s", f"limits: {told}; {said}")
         metrics["goodput_fraction"] = Quantity(fraction, "fraction", low, high, "fitted", note)
     return metrics
 
 
-def _inside(values: Floats, begin: float, end: float) -> NDArray[np.bool_]:
-    return (values > begin) & (values <= end)
-
-
-def _overlap(first: Floats, last: Floats, begin: float, end: float) -> Floats:
-    """Share of [first, last] of each request within the window; of a single instant 1 or 0."""
-    length = np.maximum(last - first, 1e-12)
-    return np.clip((np.minimum(last, end) - np.maximum(first, begin)) / length, 0.0, 1.0)
-
-
-def growing(run: Run) -> bool:
-    """Whether the queue grows through an open run: requests come faster than they are served."""
-    if run.requests.concurrency is not None or run.requests.count < GROUPS * LEAST_OF_GROUP:
-        return False
-    wait = run.times.first - run.times.arrival
-    third = len(wait) // 3
-    early, middle, late = (float(np.median(part)) for part in (wait[:third], wait[third:-third], wait[-third:]))
-    return late > 1.5 * middle > 1.5 * 1.5 * early and late > 0.1 * float(run.times.end.max()) / 3
-
-
-class Busy:
-    """Means over the time that engines worked within the window."""
-
-    def __init__(self, run: Run) -> None:
-        self.logs = run.logs
-        self.columns = [log.columns() for log in run.logs]
-        begin, end, _ = window(run)
-        self.seconds = [
-            np.maximum(np.minimum(each["end"], end) - np.maximum(each["begin"], begin), 0.0) for each in self.columns
-        ]
-
-    def mean(self, column: str, weights: Sequence[float], *, per_room: bool = False) -> float:
-        """Mean of a column, each engine's time counted with its weight."""
-        total = time = 0.0
-        for log, columns, seconds, weight in zip(self.logs, self.columns, self.seconds, weights, strict=True):
-            room = float(log.kv_tokens) if per_room else 1.0
-            total += weight * float((columns[column] * seconds).sum()) / room
-            time += weight * float(seconds.sum())
-        return total / time if time else 0.0
-
-    def extent(self, column: str) -> tuple[float, float]:
-        """5 and 95 % of a column over the time worked."""
-        values = np.concatenate([each[column] for each in self.columns])
-        seconds = np.concatenate(self.seconds)
-        if not seconds.sum():
-            return 1.0, 1.0
-        order = np.argsort(values)
-        upto = np.cumsum(seconds[order]) / seconds.sum()
-        places = np.minimum(np.searchsorted(upto, (0.05, 0.95)), len(values) - 1)
-        low, high = (float(value) for value in values[order][places])
-        return low, high
-
-
-def busy_metrics(run: Run, gpus_by_log: Sequence[int]) -> dict[str, Quantity]:
+def busy_metrics(run: Run, gpus_by_log: Sequence[int], busy: Worked) -> dict[str, Quantity]:
     """Batch and KV cache of the engines that decode; the imbalance of all, by GPU time."""
-    busy = Busy(run)
     decodes = [float(log.phase != "prefill") for log in run.logs]
     decodes = decodes if any(decodes) else [1.0] * len(decodes)
     reserved = busy.mean("reserved_tokens", decodes, per_room=True)

@@ -34,10 +34,11 @@ STRETCH = (
     "decoders",
     "decode_context",
 )
-"""Columns of a stretch: seconds; iterations, prompt and output tokens in all; requests in the batch, requests waiting,
-tokens in the KV cache and reserved there; max/mean rows over expert-parallel ranks (mean and most over the iterations)
-and over experts; max/mean of requests over attention replicas; token pairs of
-prompts in all; decoding requests and their context, mean over the iterations."""
+"""Columns of a stretch: seconds; iterations, prompt and output tokens in all; requests in the batch (those that decode,
+held up by prompts or not, and those whose prompts are computed), requests waiting, tokens in the KV cache and reserved
+there; max/mean rows over expert-parallel ranks (mean and most over the iterations) and over experts; max/mean of
+requests over attention replicas; token pairs of prompts in all; requests that the iterations decode and their context,
+mean over the iterations."""
 
 
 @dataclass

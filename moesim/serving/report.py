@@ -21,9 +21,11 @@ from moesim.serving.result import ServingResult
 from moesim.serving.table import iterations_by_phase, quantities, serving_rows
 from moesim.units import show
 
+_LATENCIES = {
+    "simulate": ("time_to_first_token", "time_to_first_token_p99", "time_per_output_token"),
+    "estimate": ("time_to_first_token_mean", "time_per_output_token_mean"),
+}
 _HEADLINE = (
-    "time_to_first_token",
-    "time_per_output_token",
     "output_tokens_per_second_per_gpu",
     "goodput_fraction",
     "kv_cache_use",
@@ -39,8 +41,9 @@ def write_serving_html(result: ServingResult) -> str:
 
 def _body(result: ServingResult) -> Iterable[str]:
     rows, charts = serving_rows(result), result.charts
+    tiles = html_tiles(rows, (*_LATENCIES[result.road], *_HEADLINE))
     yield f'<header>\n<p class="road">moesim · serving, {escape(result.road)}d</p>\n<h1>{escape(result.name)}</h1>'
-    yield f'<p class="question">{escape(result.question)}</p>\n{html_tiles(rows, _HEADLINE)}\n</header>'
+    yield f'<p class="question">{escape(result.question)}</p>\n{tiles}\n</header>'
     yield f"<main>\n<h2>Summary</h2>\n{html_summary(rows)}"
     yield html_picture("latency", "Latency", charts.latency(), _percentiles(result))
     yield html_picture("batch", "Batch", charts.batch(), "")

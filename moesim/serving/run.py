@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 from moesim.errors import InfeasibleError
 from moesim.iteration.batch import Batch
 from moesim.iteration.law import IterationLaw
-from moesim.iteration.stack import stack_note
 from moesim.provenance import Quantity
 from moesim.randomness import Streams
 from moesim.results.result import Columns
 from moesim.scenario.serving import ServingScenario
-from moesim.serving import metrics
+from moesim.serving import metrics, words
 from moesim.serving.bins import binned
 from moesim.serving.closed_form import SteadyState, steady_state
 from moesim.serving.deployment import EnginePool, engine_pools, pool_laws
@@ -26,6 +25,7 @@ from moesim.serving.offload_metrics import FETCH, held_expected, held_in, offloa
 from moesim.serving.requests import draw_requests
 from moesim.serving.result import ServingResult
 from moesim.serving.simulation import Progress, Run, simulate_requests
+from moesim.serving.window import Worked
 from moesim.units import show
 
 COMMUNICATION = ("dispatch", "combine", "tensor_parallel", "pipeline")
@@ -52,21 +52,22 @@ def simulate_serving(scenario: ServingScenario, progress: Progress | None = None
 def _simulated(
     scenario: ServingScenario, laws: Sequence[IterationLaw], pools: Sequence[EnginePool], run: Run
 ) -> ServingResult:
-    error, found = metrics.doubt(scenario), metrics.Latencies(run, scenario)
-    rates = metrics.rate_metrics(run, found, scenario, error)
+    error, found, worked = metrics.doubt(scenario), metrics.Latencies(run, scenario), Worked(run)
+    rates = metrics.rate_metrics(run, found, scenario, error, worked)
     gpus = [pool.gpus for pool in pools for _ in range(pool.count)]
     breakdown, moved, fetching, busy = _breakdown(laws, pools, run)
     working = busy / (scenario.gpus_used * max(float(run.times.end.max()), 1e-12))
     memory = fullest(laws)
     summary = {
-        **metrics.latency_metrics(found, error),
+        **metrics.latency_metrics(found, error, worked.window.overloaded),
         **rates,
-        **metrics.busy_metrics(run, gpus),
+        **metrics.busy_metrics(run, gpus, worked),
         "communication_fraction": _fraction(moved, busy),
         **offload_metrics(scenario, laws, held_in(run.logs), fetching / busy if busy else 0.0),
         **memory_metrics(scenario, memory),
         **metrics.money_metrics(scenario, rates["output_tokens_per_second"], min(1.0, working)),
     }
+    summary = {name: replace(one, note=one.note + words.beside(scenario, name)) for name, one in summary.items()}
     if not scenario.model.is_moe:
         summary = {name: value for name, value in summary.items() if not name.endswith("load_max_over_mean")}
     return ServingResult(
@@ -77,7 +78,7 @@ def _simulated(
         summary=summary,
         breakdown=breakdown,
         memory=memory,
-        notes=tuple(_notes(scenario, run)),
+        notes=tuple(words.simulated(scenario, run, worked)),
         request_columns=request_columns(run, found),
         iteration_columns=binned(run.logs, float(run.times.end.max())),
     )
@@ -167,24 +168,6 @@ def request_columns(run: Run, found: metrics.Latencies) -> Columns:
     return columns
 
 
-def _notes(scenario: ServingScenario, run: Run) -> list[str]:
-    """What the reader should know."""
-    said = [stack_note(scenario.stack, scenario.cluster.calibration)]
-    if metrics.growing(run):
-        said.append(
-            "requests come faster than they are served: the queue grows through the run, and latencies would be longer"
-            " with more requests"
-        )
-    asked = scenario.workload.requests
-    if scenario.workload.arrivals.kind == "trace" and run.requests.count < asked:
-        said.append(f"the trace holds {run.requests.count:,} requests, fewer than workload.requests ({asked:,})")
-    said.append(
-        "a request is let in when the KV cache has room for its prompt and all its output (no preemption); one engine's"
-        " imbalance is drawn iteration by iteration from token-level routing samples"
-    )
-    return said
-
-
 def estimate_serving(scenario: ServingScenario, *, even_if_infeasible: bool = False) -> ServingResult:
     """The steady state of `scenario` in closed form, as a result without tables.
 
@@ -209,7 +192,6 @@ def estimate_serving(scenario: ServingScenario, *, even_if_infeasible: bool = Fa
         summary["communication_fraction"] = replace(_fraction(moved, total), note="of the iterations that decode")
         waiting = state.parts.get(FETCH, 0.0) / total
         summary |= offload_metrics(scenario, laws, held_expected(laws, state.decoding), waiting)
-    told = [stack_note(scenario.stack, scenario.cluster.calibration), f"what limits it: {state.binding}"]
     return ServingResult(
         name=scenario.name,
         question=scenario.question,
@@ -218,7 +200,7 @@ def estimate_serving(scenario: ServingScenario, *, even_if_infeasible: bool = Fa
         summary=summary,
         breakdown={name.replace("_", " "): value for name, value in state.parts.items() if value > 0},
         memory=memory,
-        notes=tuple(told),
+        notes=tuple(words.estimated(scenario, state.binding)),
     )
 
 
@@ -232,11 +214,12 @@ def _steady(scenario: ServingScenario, state: SteadyState, error: metrics.Doubt)
         "output_tokens_per_second_per_gpu": (state.output_tokens_per_second / scenario.gpus_used, "token/s"),
         "input_tokens_per_second": (state.input_tokens_per_second, "token/s"),
     }
-    found = {
-        name: Quantity.within(value, "s", error(name), "fitted", "mean of the steady state")
-        for name, value in times.items()
-        if math.isfinite(value) and value > 0
-    }
+    told = {name: value for name, value in times.items() if math.isfinite(value) and value > 0}
+    found: dict[str, Quantity] = {}
+    for name, value in told.items():
+        note = "mean of the steady state" + words.beside(scenario, name)
+        mean = Quantity.within(value, "s", error(name), "fitted", note)
+        found |= {name: replace(mean, note=f"{note}; it tells no median"), f"{name}_mean": mean}
     for name, (value, unit) in rates.items():
         if value > 0:
             note = f"limit: {state.binding}" if closed else "as many as come"
@@ -244,7 +227,7 @@ def _steady(scenario: ServingScenario, state: SteadyState, error: metrics.Doubt)
                 value, unit, error(name) if closed else 0.0, "fitted" if closed else "derived", note
             )
     found["kv_cache_use"] = Quantity.exact(state.kv_use, "fraction", "an instance that decodes", "fitted")
-    found["batch_requests"] = Quantity.exact(state.decoding, "", "an instance that decodes", "fitted")
+    found["batch_requests"] = Quantity.exact(state.batch, "", "an instance that decodes", "fitted")
     return found
 
 

@@ -160,9 +160,10 @@ class Server:
         begin, self.clock, self.count = self.clock, self.clock + seconds, self.count + 1
         prompts = float(iteration.tokens.sum())
         grown = float(engine.growth.sum()) if iteration.decodes else 0.0
-        together = len(iteration.chunks) + int(decoders.sum())
+        together = len(iteration.chunks) + engine.decoding  # those that prompts hold up are in the batch too
         held = (engine.tokens_held, int(engine.reserved.sum()), len(engine.waiting))
-        share = _peak(decoders + np.bincount([c.task.replica for c in iteration.chunks], minlength=rules.replicas))
+        prompts_at = np.bincount([chunk.task.replica for chunk in iteration.chunks], minlength=rules.replicas)
+        share = _peak(engine.decoders + prompts_at)
         yield self.deployment.env.timeout(max(0.0, self.clock - self.deployment.env.now))
         done = engine.finish_prompts(iteration)
         ended = engine.advance(1) if iteration.decodes else []

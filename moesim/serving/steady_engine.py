@@ -21,6 +21,7 @@ class SteadyState:
     `decoding`: requests that decode on one instance; `kv_use`: share of the KV cache; `parts`: seconds by part of the
     mean iteration of the instances that decode (or, in prefill alone, that prefill); `further_tokens` of a request
     after its first; `seat_wait`: what of the time to the first token is waiting for a seat and room in the KV cache.
+    `batch`: requests that decode, or whose prompts an iteration computes, on one instance while it works; so `kv_use`.
     """
 
     feasible: bool
@@ -35,6 +36,7 @@ class SteadyState:
     parts: dict[str, float]
     further_tokens: float = 0.0
     seat_wait: float = 0.0
+    batch: float = 0.0
 
     @property
     def request_latency(self) -> float:
@@ -150,19 +152,24 @@ class SteadyEngine(EngineIterations):
         if each * share >= 1.0:
             told = f"rate: prefill lets an instance do {1 / share:.3g} requests/s, {each:.3g} come"
             return replace(self._state(0.0, self.prefill_mean(most, 1.0), 1 / share, (inf, told)), feasible=False)
-        found = gathered(self.prefill, each, self._burstiness, most)
+        found = gathered(self.prefill, each, self._burstiness, most, self.demand.prompt_variation)
         waits = found.busy**self.pool.count
         own = waits * self.prefill(1.0 + found.beside) + (1.0 - waits) * self.prefill(1.0)
         variation = (self._burstiness + self.demand.prompt_variation) / 2
         first = waits * found.falls / 2 * (1.0 - 1.0 / most) + own
-        first += share / self.pool.count * queue(each * share, most * self.pool.count, variation)
+        # Not all that wait are taken by the next iteration: several together may be more than it holds, and one alone.
+        beyond = (found.together / most) ** 2 * queue(each * share, most * self.pool.count, variation)
+        beyond += self.large_share * queue(each * share, float(self.pool.count * self.replicas), variation)
+        first += share / self.pool.count * beyond
         mean = self.prefill_mean(found.together, each * share)
         return self._state(0.0, mean, each, (first, "arrivals"))
 
     def _state(self, decoding: float, mean: MeanIteration, rate: float, first: tuple[float, str]) -> SteadyState:
         """The metrics of an instance that finishes `rate` requests a second, times the instances."""
-        demand, count = self.demand, self.pool.count
-        held = decoding * (demand.prompt + demand.output / 2)
+        demand, count, prompts = self.demand, self.pool.count, self.prompts(mean)
+        batch = self.at_work(decoding + prompts) if decoding + prompts else 0.0
+        held = decoding * (demand.prompt + demand.output / 2) + prompts * (demand.cached + demand.new / 2)
+        held *= batch / (decoding + prompts) if batch else 0.0
         each_token = mean.seconds / self.scenario.engine.speculative_tokens if self.steps and self.decodes else 0.0
         return SteadyState(
             feasible=True,
@@ -176,6 +183,7 @@ class SteadyEngine(EngineIterations):
             kv_use=min(1.0, held / max(self.law.kv_capacity_tokens, 1)),
             parts=self._parts(decoding, mean),
             further_tokens=max(demand.output - 1.0, 0.0) if self.decodes else 0.0,
+            batch=batch,
         )
 
     def _parts(self, decoding: float, mean: MeanIteration) -> dict[str, float]:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from moesim.columns import ITERATIONS, REQUESTS
 from moesim.errors import FileError
+from moesim.inputs import source_of
 from moesim.provenance import Quantity
 from moesim.results import store
 from moesim.results.result import Columns, Result
@@ -68,7 +69,7 @@ def load(folder: str | os.PathLike[str]) -> Result | ServingResult:
     """
     source = Path(folder)
     try:
-        with (source / "result.json").open("rb") as file:
+        with source_of(source / "result.json").open("rb") as file:
             serving = _MARK in file.read(64)
     except OSError as error:
         raise FileError(f"cannot read results from {source}: {error.strerror or error}") from error

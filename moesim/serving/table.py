@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rich.table import Table
 
 from moesim.columns import SERVING
@@ -22,10 +24,13 @@ from moesim.serving.result import ServingResult
 GROUPS: dict[str, tuple[str, ...]] = {
     "latency": (
         "time_to_first_token",
+        "time_to_first_token_mean",
         "time_to_first_token_p99",
         "time_per_output_token",
+        "time_per_output_token_mean",
         "time_per_output_token_p99",
         "request_latency",
+        "request_latency_mean",
         "request_latency_p99",
     ),
     "throughput": (
@@ -50,9 +55,18 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 
 
+MEDIANS = ("time_to_first_token", "time_per_output_token", "request_latency")
+
+
 def serving_rows(result: ServingResult) -> list[Row]:
-    """Every metric that the result has, in reading order."""
-    return metric_rows(result.summary, GROUPS, SERVING)
+    """Every metric that the result has, in reading order, the statistic in each latency's label; an estimate's means
+    stand there once."""
+    told = result.summary
+    if result.road == "estimate":
+        once = {name: one for name, one in told.items() if name not in MEDIANS or f"{name}_mean" not in told}
+        return metric_rows(once, GROUPS, SERVING)
+    rows = metric_rows(told, GROUPS, SERVING)
+    return [replace(row, label=f"{row.label}, median") if row.name in MEDIANS else row for row in rows]
 
 
 def result_tables(result: Result | ServingResult) -> list[Table]:

@@ -7,6 +7,7 @@ of attention, each with a KV cache of its own: gpus / (tensor x pipeline) of the
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from math import exp, log1p, sqrt
 from typing import Annotated, Any, Literal
 
@@ -124,9 +125,12 @@ def _log(value: float) -> float:
 
 
 def _lengths(value: Any) -> Any:
-    """A plain number is its own mean."""
+    """A plain number is its own mean; so is text of one, as YAML has 1e3."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return {"mean": value}
+    if isinstance(value, str):
+        with suppress(ValueError):
+            return {"mean": float(value)}
     if not isinstance(value, (Mapping, LengthsSpec)):
         raise ValueError(  # noqa: TRY004 - pydantic takes no other for a mistake in the input
             f"expected a number, {{mean, deviation}}, or {{low, high}}, got {shorten(value)!r}"
@@ -212,7 +216,10 @@ class EngineSpec(Spec):
     requests. `chunked_prefill`: a prompt may be computed in parts, beside requests that decode; else whole prompts go
     in iterations of their own. `kv_cache_fraction`: share of the GPU's memory that weights, buffers and KV cache may
     take together. `kv_format` auto: bf16. `speculative_tokens`: output tokens that a decoding request gains in an
-    iteration, on average; `drafted_tokens`: positions computed beside its own for that (auto: enough for the gain).
+    iteration, on average; `drafted_tokens`: positions computed beside its own for that (auto: enough for the gain);
+    `draft_cost`: time in which a model without a multi-token-prediction layer of its own has one of them drafted, as a
+    share of its own decode iteration's kernels (the cost coefficient of Leviathan et al. 2023, arXiv 2211.17192, table
+    4: 0.11 and less); left out unless stated.
     `two_batch_overlap`: a batch is worked in two halves, exchanges of one beside the compute of the other.
     `request_router`: which instance a request goes to: the one with fewest tokens outstanding, or each in turn.
     """
@@ -225,6 +232,7 @@ class EngineSpec(Spec):
     two_batch_overlap: bool = False
     speculative_tokens: float = Field(default=1.0, ge=1.0, le=64.0)
     drafted_tokens: Annotated[int, Field(strict=True, ge=0, le=64)] | Literal["auto"] = "auto"
+    draft_cost: Annotated[float, Field(ge=0.0, le=10.0)] | None = None
     cuda_graphs: bool = True
     request_router: Literal["least-loaded", "round-robin"] = "least-loaded"
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from moesim.errors import shorten
 from moesim.provenance import Quantity
-from moesim.sweeps.sensitivity_inputs import Input
+from moesim.results.store import save_files
+from moesim.sweeps.inputs import Input
 from moesim.sweeps.sobol import Index
-from moesim.sweeps.store import make_folder, whole_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -140,19 +140,11 @@ class Sensitivity:
 
         Raises `FileError` where it cannot be written.
         """
-        target = Path(folder)
-        make_folder(target)
-        texts = {
-            "sensitivity.json": json.dumps(self.as_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-            "sensitivity.csv": self.table.to_csv(index=False),
-            "tornado.svg": _drawn(self.charts.tornado()),
-        }
+        texts = {"sensitivity.csv": self.table.to_csv(index=False), "tornado.svg": _drawn(self.charts.tornado())}
         if self.samples is not None:
             texts["sobol.svg"] = _drawn(self.charts.sobol())
-        for name, text in texts.items():
-            with whole_file(target / name, target / f".{name}") as file:
-                file.write(text.encode())
-        return [target / name for name in texts]
+        document = json.dumps(self.as_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return save_files(folder, {**texts, "sensitivity.json": document}, others=["sobol.svg"])
 
 
 def _drawn(chart: Any) -> str:

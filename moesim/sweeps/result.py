@@ -13,13 +13,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from moesim.errors import FileError
+from moesim.errors import FileError, shorten
+from moesim.files import whole_file
+from moesim.parquet_files import Most, read_parquet
 from moesim.sweeps.nouns import Noun
-from moesim.sweeps.store import TABLE, make_folder, whole_file
+from moesim.sweeps.store import TABLE, make_folder
 from moesim.sweeps.table import FORMAT, HEADER, STATES
 
 if TYPE_CHECKING:
     import pandas as pd
+
+MOST = Most(rows=5_000_000, columns=5_000, size=2 << 30)
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class Sweep:
     def missing_from(self, folder: str | os.PathLike[str]) -> int:
         """Points of the table in `folder` that this one lacks; 0 where none can be read there."""
         try:
-            there = pq.read_table(Path(folder) / TABLE, columns=["key"])
+            there = read_parquet(Path(folder) / TABLE, MOST, ["key"])
         except (OSError, ValueError, pa.ArrowException):
             return 0
         return len(set(there.column("key").to_pylist()) - set(self.arrow.column("key").to_pylist()) - {None})
@@ -93,7 +97,7 @@ class Sweep:
         """Writes `sweep.parquet` into `folder`, whole or not at all: the same bytes for the same sweep."""
         target = Path(folder)
         make_folder(target)
-        with whole_file(target / TABLE, target / f".{TABLE}", durable=True) as file:
+        with whole_file(target / TABLE, durable=True) as file:
             pq.write_table(self.arrow, file, compression="zstd")
         return target / TABLE
 
@@ -102,10 +106,12 @@ class Sweep:
         """The sweep that was saved in `folder`. Raises `FileError` where there is none, or it was cut."""
         path = Path(folder) / TABLE
         try:
-            table = pq.read_table(path)
+            table = read_parquet(path, MOST)
             header = json.loads((table.schema.metadata or {}).get(HEADER, b"{}"))
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise FileError(f"cannot read a sweep from {path}: {error}") from error
-        if header.get("format") != FORMAT:
+        except (OSError, ValueError, RecursionError, pa.ArrowException) as error:
+            if isinstance(error, FileError):
+                raise
+            raise FileError(f"cannot read a sweep from {path}: {shorten(str(error), 200)}") from error
+        if not isinstance(header, dict) or header.get("format") != FORMAT:
             raise FileError(f"{path} is not the table of a sweep that this release reads")
         return cls(table)

@@ -17,18 +17,22 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from moesim import roads
-from moesim.columns import SUMMARY
 from moesim.errors import InfeasibleError, UserError, nearest_hint, shorten
 from moesim.provenance import Quantity
-from moesim.scenario.loading import training
+from moesim.scenario.loading import AnyScenario
 from moesim.scenario.scenario import Scenario
+from moesim.scenario.serving import ServingScenario
+from moesim.serving.headline import COSTS, RATES, headline, is_closed
 from moesim.sweeps import sobol
 from moesim.sweeps.base import Source, base_of
+from moesim.sweeps.calibrated import point
 from moesim.sweeps.effects import Effect, End, Sensitivity
 from moesim.sweeps.executors import cores
+from moesim.sweeps.inputs import Input, Values
+from moesim.sweeps.nouns import COLUMNS, Noun
 from moesim.sweeps.run import FEW, Progress, sweep
 from moesim.sweeps.sampling import drawn
-from moesim.sweeps.sensitivity_inputs import Input, Values, inputs_of, recorded_note
+from moesim.sweeps.sensitivity_inputs import inputs_of, recorded_note
 from moesim.units import show
 
 Method = Literal["tornado", "sobol"]
@@ -36,6 +40,13 @@ SAMPLES = 256
 MOST_SAMPLES = 1 << 16
 CONVERGED = 0.05
 """Half an interval of an index, up to which nobody has to be told."""
+_NEEDS = {
+    "cost": "; it needs workload.total_tokens and prices.gpu_hour",
+    "cost_per_million_output_tokens": "; it needs prices.gpu_hour",
+    **dict.fromkeys(
+        ("goodput_fraction", "goodput_requests_per_second"), "; the closed form has none: moesim sweep simulates"
+    ),
+}
 Row = tuple[float, str, str]
 """The metric at a point, its status, and the reason where it is not done."""
 
@@ -43,7 +54,7 @@ Row = tuple[float, str, str]
 def sensitivity(
     scenario: Source,
     over: Mapping[str, Any] | None = None,
-    metric: str = "step_time",
+    metric: str | None = None,
     method: Method = "tornado",
     *,
     samples: int = SAMPLES,
@@ -51,8 +62,10 @@ def sensitivity(
     progress: Progress | None = None,
     workers: int | None = None,
 ) -> Sensitivity:
-    """Which input moves `metric` (a column of the summary) most, by the closed form.
+    """Which input moves `metric` (a column of the summary) most, by the closed form, of training or of serving.
 
+    Unless stated, `metric` is step_time; of serving tokens a second and GPU in a closed loop, else the time per output
+    token, for open arrivals set the tokens a second.
     `over`: fields and their ranges, "200..800 Gb/s", "+-20%", two ends, or three and more values that it can have;
     None takes the field's own range. Without `over`: the uncertain and decided inputs that apply to the scenario.
     `sobol` costs `samples` (a power of two) times (inputs + 2) estimates on top of the tornado's two an input.
@@ -65,7 +78,7 @@ def sensitivity(
 class Question:
     """What is asked, checked, with the scenario's own answer; `seconds`: what one estimate takes here."""
 
-    scenario: Scenario
+    scenario: AnyScenario
     inputs: tuple[Input, ...]
     metric: str
     method: Method
@@ -94,30 +107,53 @@ class Question:
 def ask(
     scenario: Source,
     over: Mapping[str, Any] | None = None,
-    metric: str = "step_time",
+    metric: str | None = None,
     method: Method = "tornado",
     samples: int = SAMPLES,
 ) -> Question:
     """Reads a question and answers it at the scenario itself. Raises as `sensitivity` does."""
-    if metric not in SUMMARY:
-        raise UserError(f"unknown metric {shorten(metric)!r}{nearest_hint(metric, SUMMARY)}")
     if method not in get_args(Method):
         raise UserError(f"unknown method {shorten(method)!r}; allowed: {', '.join(get_args(Method))}")
     if not 8 <= samples <= MOST_SAMPLES or samples & (samples - 1):
         raise UserError(f"samples must be a power of two from 8 to {MOST_SAMPLES:,}, got {samples}")
-    loaded = scenario if isinstance(scenario, Scenario) else training(base_of(scenario).at({}))
+    loaded = scenario if isinstance(scenario, Scenario | ServingScenario) else base_of(scenario).at({})
+    metric = _metric(loaded, metric)
     inputs = inputs_of(loaded, metric, over)
     if method == "sobol" and len(inputs) < 2:
         raise UserError("sobol shares the variance out among inputs: give two or more, or take method tornado")
     base = roads.estimate(loaded).summary.get(metric)
     if base is None:
-        needs = "; it needs workload.total_tokens and prices.gpu_hour" if metric == "cost" else ""
-        raise UserError(f"{loaded.name} has no {metric}{needs}")
+        raise UserError(f"{loaded.name} has no {metric}{_NEEDS.get(metric, '')}")
     began = time.perf_counter()
     roads.estimate(loaded)
     seconds = time.perf_counter() - began
-    note = recorded_note(loaded) if over is None else ""
-    return Question(loaded, inputs, metric, method, samples, base, seconds, (note,) if note else ())
+    notes = [recorded_note(loaded) if over is None else "", _pace_note(loaded, metric)]
+    return Question(loaded, inputs, metric, method, samples, base, seconds, tuple(filter(None, notes)))
+
+
+def _metric(scenario: AnyScenario, metric: str | None) -> str:
+    """The metric asked for, or the one that a scenario is judged by."""
+    noun: Noun = "serving" if isinstance(scenario, ServingScenario) else "training"
+    if metric is None:
+        return headline(scenario) if isinstance(scenario, ServingScenario) else "step_time"
+    if metric in COLUMNS[noun]:
+        return metric
+    other: Noun = "training" if noun == "serving" else "serving"
+    if metric in COLUMNS[other]:
+        raise UserError(
+            f"{metric} is told of {other}, {scenario.name} is of {noun}; {noun} has e.g. {_metric(scenario, None)}"
+        )
+    raise UserError(f"unknown metric {shorten(metric)!r}{nearest_hint(metric, COLUMNS[noun])}")
+
+
+def _pace_note(scenario: AnyScenario, metric: str) -> str:
+    """Why no hardware moves a rate that arrivals set."""
+    if not isinstance(scenario, ServingScenario) or is_closed(scenario) or metric not in (*RATES, *COSTS):
+        return ""
+    return (
+        f"arrivals set {metric} as long as the deployment keeps up: {headline(scenario)} tells what hardware moves, and"
+        " so do closed arrivals, {kind: closed, concurrency: N}"
+    )
 
 
 def answer(
@@ -163,7 +199,7 @@ class _Run:
     def alone(self) -> list[Effect]:
         """Every input at both its ends, the others as they are."""
         inputs = self.question.inputs
-        rows = self._ask([one.setting(end, self.folder) for one in inputs for end in one.ends], "one at a time")
+        rows = self._ask([self._point([one], {one.field: end}) for one in inputs for end in one.ends], "one at a time")
         ends = [End(at, *row) for at, row in zip((end for one in inputs for end in one.ends), rows, strict=True)]
         triples = zip(inputs, ends[::2], ends[1::2], strict=True)
         return [Effect(one, low, high, self.question.base.value) for one, low, high in triples]
@@ -189,10 +225,7 @@ class _Run:
         return [replace(one, first=first.get(field), total=total.get(field)) for one, field in fields], notes
 
     def _point(self, inputs: Sequence[Input], values: Values) -> Values:
-        found: Values = {}
-        for one in inputs:
-            found |= one.setting(values[one.field], self.folder)
-        return found
+        return point(self.question.scenario, [one.setting(values[one.field]) for one in inputs], self.folder)
 
     def _ask(self, points: list[Values], what: str) -> list[Row]:
         """What becomes of each point, by the sweeps' executors."""

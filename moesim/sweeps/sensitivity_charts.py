@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import altair as alt
 from altair.typing import ChartType
 
-from moesim.columns import SUMMARY
 from moesim.errors import UserError, shorten
 from moesim.results import chart_style as style
 from moesim.results.chart_style import FONT, INK, WIDTH
 from moesim.results.table import metric_label, shown
+from moesim.sweeps.nouns import UNITS_OF
 
 if TYPE_CHECKING:
     from moesim.sweeps.effects import Effect, End, Sensitivity
@@ -40,7 +40,7 @@ class SensitivityCharts:
         """A bar an input from the scenario's own answer to that at either end, the widest first; at a bar's end stands
         the input's value there."""
         effects = sorted(self._of.effects, key=lambda effect: -effect.swing)
-        base, unit = self._of.base.value, SUMMARY[self._of.metric].unit
+        base, unit = self._of.base.value, UNITS_OF[self._of.metric]
         values = [base, *(end.value for effect in effects for end in effect.ends if end.value is not None)]
         factor, symbol = _unit(values, unit)
         room = _ROOM * (max(values) - min(values) or abs(base) or 1.0)

@@ -6,74 +6,25 @@ Ranges that nobody states are the calibration "sensitivity-ranges".
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from math import exp, hypot, log1p
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import yaml
-
 from moesim import catalog
-from moesim.catalog.yaml_files import read_mapping
 from moesim.errors import ScenarioError, UserError, nearest_hint
-from moesim.network.coefficients import law
-from moesim.scenario.loading import load
+from moesim.scenario.loading import AnyScenario, load
 from moesim.scenario.scenario import Scenario
-from moesim.specs.cluster import TREES
 from moesim.specs.sweep import Range
-from moesim.step.model import StepModel
-from moesim.step.stack import nearest
-from moesim.sweeps.fields import FACTOR, LABELS, number_shown
+from moesim.sweeps.applying import applies, base_value
+from moesim.sweeps.calibrated import host_input, levels, stack_input
+from moesim.sweeps.fields import FACTOR, LABELS
+from moesim.sweeps.inputs import Input, Values, of_field
 from moesim.sweeps.ranges import read_range
-from moesim.units import show
 
-Values = dict[str, Any]
-Setting = Callable[[float, Path], Values]
-"""From an input's value to the fields it sets; what has to be a file is written into the folder."""
+Rule = Mapping[str, Any]
+_IN_FILES = ("stack", "host")
 
 
-@dataclass(frozen=True)
-class Input:
-    """One input: its range or the values it can have, the scenario's own value (None: not stated), and why that range.
-
-    `asked`: whether the user stated the range.
-    """
-
-    name: str
-    field: str
-    kind: Range | tuple[float, ...]
-    base: float | None
-    unit: str
-    why: str
-    setting: Setting
-    asked: bool = False
-
-    @property
-    def ends(self) -> tuple[float, float]:
-        """The lowest and the highest value."""
-        return (self.kind.low, self.kind.high) if isinstance(self.kind, Range) else (min(self.kind), max(self.kind))
-
-    def without(self, end: float) -> Input | None:
-        """The same up to the scenario's own value on the side of `end`; None where nothing is left."""
-        low, high = self.ends
-        if isinstance(self.kind, tuple):
-            left = tuple(value for value in self.kind if value != end)
-            return replace(self, kind=left) if len(left) > 1 else None
-        if self.base is None or not low < self.base < high:
-            return None
-        return replace(self, kind=Range(low=self.base if end == low else low, high=self.base if end == high else high))
-
-    def shown(self, value: float | None) -> str:
-        """A value of the input for reading."""
-        if value is None:
-            return "not stated"
-        if self.unit == FACTOR:
-            return f"x {value:.3g}"
-        return show(value, self.unit) if self.unit else number_shown(value)
-
-
-def inputs_of(scenario: Scenario, metric: str, over: Mapping[str, Any] | None) -> tuple[Input, ...]:
+def inputs_of(scenario: AnyScenario, metric: str, over: Mapping[str, Any] | None) -> tuple[Input, ...]:
     """The inputs of `over`, or all that apply to the scenario; raises `UserError` for a range that is none."""
     known = {one.field: one for one in _defaults(scenario, metric)}
     if over is None:
@@ -83,27 +34,34 @@ def inputs_of(scenario: Scenario, metric: str, over: Mapping[str, Any] | None) -
     return tuple(_asked(scenario, field, wanted, known) for field, wanted in over.items())
 
 
-def _asked(scenario: Scenario, field: str, wanted: Any, known: Mapping[str, Input]) -> Input:
+def _asked(scenario: AnyScenario, field: str, wanted: Any, known: Mapping[str, Input]) -> Input:
     """One input of the user's; a range of None is the one that it has unless stated."""
     if wanted is None:
         if field not in known:
             raise UserError(f"{field}: give its range as {field}=LOW..HIGH{nearest_hint(field, known)}")
         return known[field]
-    label, unit = LABELS.get(field, (field, ""))
+    _, unit = LABELS.get(field, (field, ""))
     if unit == FACTOR and field not in known:
-        raise UserError(f"{field}: {recorded_note(scenario) or 'a model without experts has no routing'}")
+        raise UserError(f"{field}: {_absent(scenario, field)}")
     base = known[field].base if field in known else base_value(scenario, field)
     if base is None and field not in known:
         _must_exist(scenario, field)
     kind, unit = read_range(field, wanted, base, unit)
     if unit != FACTOR:
-        return Input(label, field, kind, base, unit, "as asked", _field(field), asked=True)
-    if field == "stack" and isinstance(kind, Range):
-        kind = _levels(kind.low, kind.high)
+        return of_field(field, kind, base, unit, "as asked", asked=True)
+    if field in _IN_FILES and isinstance(kind, Range):
+        kind = levels(kind.low, kind.high)
     return replace(known[field], kind=kind, why="as asked", asked=True)
 
 
-def _must_exist(scenario: Scenario, field: str) -> None:
+def _absent(scenario: AnyScenario, field: str) -> str:
+    """Why a factor has nothing to multiply."""
+    if field in _IN_FILES:
+        return f"a training step has no {field} of its own"
+    return recorded_note(scenario) or "a model without experts has no routing"
+
+
+def _must_exist(scenario: AnyScenario, field: str) -> None:
     """Raises the `ScenarioError` of a misspelt field, before its range is read."""
     try:
         load(scenario.document(), [f"{field}=1"])
@@ -113,30 +71,7 @@ def _must_exist(scenario: Scenario, field: str) -> None:
             raise ScenarioError(unknown, scenario.name) from error
 
 
-def base_value(scenario: Scenario, field: str) -> float | None:
-    """The number that the scenario has in a field, what follows from GPU and fabric included.
-
-    Raises `UserError` where the field holds no number.
-    """
-    cluster = scenario.cluster
-    gpu, fabric = cluster.gpu, cluster.fabric
-    follows: dict[str, Callable[[], float | None]] = {
-        "cluster.scale_up_bandwidth": lambda: cluster.scale_up_bandwidth or gpu.scale_up_bandwidth,
-        "cluster.nic_bandwidth": lambda: cluster.nic_bandwidth or fabric.nic_bandwidth or gpu.nic_bandwidth,
-        "cluster.oversubscription": lambda: cluster.oversubscription or fabric.oversubscription,
-        "cluster.fabric.latency": lambda: fabric.latency or law("common").assumed("fabric_latency"),
-    }
-    if field in follows:
-        return follows[field]()
-    node: Any = scenario.document()
-    for key in field.split("."):
-        node = node.get(key) if isinstance(node, dict) else None
-    if node is not None and (isinstance(node, bool) or not isinstance(node, (int, float))):
-        raise UserError(f"{field} is no number: a sensitivity moves numbers; moesim sweep takes names and lists")
-    return node
-
-
-def recorded_note(scenario: Scenario) -> str:
+def recorded_note(scenario: AnyScenario) -> str:
     """Why the routing's skew is not moved; empty where it is, or there is no routing."""
     load = scenario.routing.load
     if not scenario.model.is_moe or not (load.fitted or load.trace):
@@ -144,53 +79,40 @@ def recorded_note(scenario: Scenario) -> str:
     return f"the load {load.name} is kept as it was recorded; zipf or log_normal loads can be more or less uneven"
 
 
-def _defaults(scenario: Scenario, metric: str) -> Iterator[Input]:
+def _defaults(scenario: AnyScenario, metric: str) -> Iterator[Input]:
     """What applies to the scenario, in the order of the calibration."""
     rules = catalog.calibration("sensitivity-ranges")["inputs"]
-    special = {"routing.load": _skew, "workload.micro_batch": _micro_batch, "stack": _stack}
+    special: dict[str, Callable[[AnyScenario, Rule], Input | None]] = {
+        "routing.load": _skew,
+        "workload.micro_batch": _micro_batch,
+        "stack": stack_input,
+        "host": host_input,
+    }
     for field, rule in rules.items():
         if field in special:
             found = special[field](scenario, rule)
             if found is not None:
                 yield found
-        elif _applies(scenario, field, metric):
-            yield _plain(scenario, field, rule)
+        elif applies(scenario, field, metric):
+            yield from _plain(scenario, field, rule)
 
 
-def _applies(scenario: Scenario, field: str, metric: str) -> bool:
-    cluster, compute = scenario.cluster, scenario.precision.compute
-    kind, across = cluster.fabric.kind, cluster.domains > 1
-    wired = across and kind not in ("none", "torus")
-    inside = cluster.gpus > 1 and (cluster.gpus_per_domain > 1 or kind == "torus")
-    if field.startswith("cluster.gpu.fp"):
-        wanted = "cluster.gpu.fp4" if compute == "nvfp4" else "cluster.gpu.fp8" if "fp8" in compute else ""
-        return field == wanted and base_value(scenario, field) is not None
-    rules = {
-        "cluster.scale_up_bandwidth": inside and cluster.gpu.scale_up_kind != "none",
-        "cluster.nic_bandwidth": wired and kind != "links",
-        "cluster.oversubscription": wired and kind in TREES,
-        "cluster.fabric.latency": wired,
-        "routing.capacity.factor": scenario.model.is_moe and scenario.routing.capacity != "dropless",
-        "prices.gpu_hour": metric == "cost",
-    }
-    return rules.get(field, True) and base_value(scenario, field) is not None
-
-
-def _plain(scenario: Scenario, field: str, rule: Mapping[str, Any]) -> Input:
-    """A field of its own whose range the calibration states."""
-    label, unit = LABELS[field]
+def _plain(scenario: AnyScenario, field: str, rule: Rule) -> Iterator[Input]:
+    """A field of its own whose range the calibration states; of counts where the scenario's is one, and nothing where
+    no other count is in the range."""
     base = base_value(scenario, field) or 0.0
     low = rule["low"] if "low" in rule else base * (1.0 - rule["below"])
     high = rule["high"] if "high" in rule else base * (1.0 + rule["above"])
-    kind = Range(low=float(min(low, base)), high=float(max(high, base)))
-    return Input(label, field, kind, base, unit, rule["why"], _field(field))
+    low, high = (_count(end) if isinstance(base, int) else float(end) for end in (min(low, base), max(high, base)))
+    if low < high:
+        yield of_field(field, Range(low=low, high=high), base, LABELS[field][1], rule["why"])
 
 
-def _field(field: str) -> Setting:
-    return lambda value, folder: {field: value}
+def _count(value: float) -> int:
+    return max(1, round(value))
 
 
-def _skew(scenario: Scenario, rule: Mapping[str, Any]) -> Input | None:
+def _skew(scenario: AnyScenario, rule: Rule) -> Input | None:
     """The load's strength: its exponents, and each sequence's own tilt, times a factor."""
     load = scenario.routing.load
     if not scenario.model.is_moe or load.fitted or load.trace:
@@ -201,7 +123,7 @@ def _skew(scenario: Scenario, rule: Mapping[str, Any]) -> Input | None:
         low, base, high, why = 0.0, 0.0, 1.0, f"from the load's evenness to that of {rule['uniform_to']}"
     strength = _strength(load)
 
-    def setting(value: float, folder: Path) -> Values:
+    def setting(value: float) -> Values:
         return {f"routing.load.{name}": _times(size, value) for name, size in strength.items()}
 
     label, unit = LABELS["routing.load"]
@@ -217,39 +139,13 @@ def _times(size: Any, factor: float) -> Any:
     return [part * factor for part in size] if isinstance(size, tuple) else size * factor
 
 
-def _micro_batch(scenario: Scenario, rule: Mapping[str, Any]) -> Input | None:
+def _micro_batch(scenario: AnyScenario, rule: Rule) -> Input | None:
     field = "workload.micro_batch"
+    if not isinstance(scenario, Scenario):
+        return None
     now, most = scenario.workload.micro_batch, scenario.workload.global_batch // scenario.data_parallel
     legal = [size for size in range(1, most + 1) if most % size == 0]
     values = [*[size for size in legal if size < now][-1:], now, *[size for size in legal if size > now][:1]]
     if len(values) == 1:
         return None
-    label, unit = LABELS[field]
-    return Input(label, field, tuple(values), now, unit, rule["why"], _field(field))
-
-
-def _stack(scenario: Scenario, rule: Mapping[str, Any]) -> Input:
-    """The software stack's step time over that of its calibration, within the range stated with every answer."""
-    measured = scenario.cluster.calibration
-    rates, name = StepModel(scenario).prices.rates, nearest(scenario.stack, measured)
-    factor = float(catalog.calibration("stacks", measured)["time_factor"][name])
-    own = read_mapping(Path(measured)) if measured else {}
-
-    def setting(value: float, folder: Path) -> Values:
-        path = folder / f"stack-{value:.9g}.yaml"
-        if not path.exists():
-            stacks = own.get("stacks", {})
-            told = {**stacks, "time_factor": {**stacks.get("time_factor", {}), name: factor * value}}
-            path.write_text(yaml.safe_dump({**own, "stacks": told}), encoding="utf-8")
-        return {"cluster.calibration": str(path)}
-
-    slower = exp(hypot(log1p(rates.band), log1p(rates.slower)))
-    kind = _levels(1.0 / (1.0 + rates.band), slower, rule["levels"])
-    label, unit = LABELS["stack"]
-    return Input(label, "stack", kind, 1.0, unit, rule["why"], setting)
-
-
-def _levels(low: float, high: float, count: int | None = None) -> tuple[float, ...]:
-    """Factors evenly apart on a logarithmic scale: each is a calibration file of its own, so there are not many."""
-    wanted = count or catalog.calibration("sensitivity-ranges")["inputs"]["stack"]["levels"]
-    return tuple(float(value) for value in np.geomspace(low, high, wanted))
+    return of_field(field, tuple(values), now, LABELS[field][1], rule["why"])

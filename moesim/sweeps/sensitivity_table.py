@@ -5,19 +5,19 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from moesim.columns import SUMMARY
 from moesim.errors import shorten
 from moesim.results.chart_style import axis_unit
 from moesim.results.table import metric_label, plain_table, shown
 from moesim.sweeps.effects import Effect, End, Sensitivity
 from moesim.sweeps.fields import FACTOR, number_shown
+from moesim.sweeps.nouns import UNITS_OF
 from moesim.sweeps.sobol import Index
 
 
 def table(found: Sensitivity) -> Table:
     """The strongest input first: its ends, the metric at either, and the swing as a share of the scenario's own answer;
     with `sobol` its shares of the variance, alone and in all, instead. Below: why an end has no answer."""
-    unit, label = SUMMARY[found.metric].unit, metric_label(found.metric)
+    unit, label = UNITS_OF[found.metric], metric_label(found.metric)
     made = plain_table(
         f"What moves {label} of {shorten(found.name, 40)}, {shown(found.base.value, unit)}", first="input"
     )
@@ -61,7 +61,8 @@ def _swing(effect: Effect, unit: str) -> str:
         return "–"
     if not effect.base:
         return shown(effect.swing, unit)
-    return f"{100 * effect.swing / abs(effect.base):.2g} %"
+    percent = 100 * effect.swing / abs(effect.base)
+    return f"{percent:.0f} %" if percent >= 100 else f"{percent:.2g} %"
 
 
 def _share(index: Index | None) -> str:

@@ -130,9 +130,9 @@ def validate(
 ) -> Validation:
     """Predicts the cases of the files (None: those that come with moesim) and compares.
 
-    `calibration`: the user's own file of coefficients, which go before the catalog's. `simulate`: training steps by the
-    simulation instead of the closed form. Raises `FileError` where a file cannot be read, `UserError` where none is
-    given or nothing is in them.
+    `calibration`: the user's own file of coefficients, which go before the catalog's. `simulate`: training steps and
+    serving by the simulation instead of the closed form. Raises `FileError` where a file cannot be read, `UserError`
+    where none is given or nothing is in them.
     """
     if isinstance(paths, (str, os.PathLike)):
         paths = [paths]
