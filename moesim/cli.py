@@ -238,6 +238,8 @@ def main() -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except ModuleNotFoundError as error:
+        code = _fail(error, *_missing(error), debug)
     except OSError as error:
         code = _fail(error, f"cannot write the answer: {error.strerror or error}", errors.UserError.exit_code, debug)
     except MemoryError as error:
@@ -250,6 +252,15 @@ def main() -> NoReturn:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second press must not cut the clearing up short
         say("moesim: interrupted: nothing was left half-written")
     sys.exit(code)
+
+
+def _missing(error: ModuleNotFoundError) -> tuple[str, int]:
+    """What to say of a package that is not there, and the exit code; a part of our own is our bug."""
+    name = str(error.name).split(".")[0]
+    if name == "moesim":
+        return f"internal error, please report it (run again with --debug): {error}", errors.InternalError.exit_code
+    told = f"the package {name}, which moesim needs, is not installed: pip install moesim"
+    return told, errors.MissingPackageError.exit_code
 
 
 def _fail(error: BaseException, message: str, code: int, debug: bool) -> int:

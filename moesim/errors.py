@@ -18,11 +18,29 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+LISTED = 50
+
+# What steers a terminal: control characters, and marks that turn the direction of text; halves of characters, which
+# undecodable file names hold, cannot be printed at all.
+_STEERING = dict.fromkeys(
+    (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)), "�"
+)
+_STEERING |= dict.fromkeys(range(0xD800, 0xE000), "�") | {ord("\t"): " "}
+_STEERING_BUT_LINES = {code: text for code, text in _STEERING.items() if code != ord("\n")}
+
+
+def visible(text: str, lines: bool = True) -> str:
+    """Text without what steers a terminal, whoever wrote it; `lines`: it may have several."""
+    return text.translate(_STEERING_BUT_LINES if lines else _STEERING)
+
 
 class MoesimError(Exception):
     """Root of everything that moesim raises on purpose."""
 
     exit_code = 70
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(visible(str(message)))
 
 
 class UserError(MoesimError, ValueError):
@@ -36,7 +54,10 @@ class UnitError(UserError):
 
 
 class FileError(UserError):
-    """A file that cannot be read or written, with the reason."""
+    """A file that cannot be read or written, with the reason, in one line whatever the file's name."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(visible(str(message), lines=False))
 
 
 class UnknownNameError(UserError):
@@ -82,14 +103,16 @@ class Problem:
 
 
 class ScenarioError(UserError):
-    """Everything that is wrong with one scenario, reported together."""
+    """Everything that is wrong with one scenario, reported together, the first `LISTED` in words."""
 
     def __init__(self, problems: Iterable[Problem], source: str = "scenario") -> None:
         self.problems = tuple(problems)
         self.source = source
         count = len(self.problems)
-        lines = "\n".join(f"  - {problem}" for problem in self.problems)
-        super().__init__(f"{source}: {count} problem{'s' if count != 1 else ''}\n{lines}")
+        lines = [visible(f"  - {problem}", lines=False) for problem in self.problems[:LISTED]]
+        lines += [f"  - and {count - LISTED:,} more"] if count > LISTED else []
+        head = visible(f"{source}: {count:,} problem{'s' if count != 1 else ''}", lines=False)
+        super().__init__("\n".join([head, *lines]))
 
 
 def nearest_hint(name: str, known: Iterable[str]) -> str:
@@ -105,6 +128,14 @@ def nearest_hint(name: str, known: Iterable[str]) -> str:
 
 def shorten(value: object, limit: int = 80) -> str:
     """The text of `value`, cut to `limit` characters, control characters made visible."""
-    text = value if isinstance(value, str) else repr(value)
+    text = value if isinstance(value, str) else _repr(value)
     text = "".join(character if character.isprintable() else "�" for character in text[: limit + 1])
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _repr(value: object) -> str:
+    """As `repr`; of a number with more digits than Python writes out, what it is."""
+    try:
+        return repr(value)
+    except ValueError:
+        return "a number of thousands of digits"

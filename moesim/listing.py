@@ -7,8 +7,9 @@ from typing import Any
 
 from rich.table import Table
 
-from moesim import catalog
+from moesim import catalog, shipped
 from moesim.catalog import recorded
+from moesim.catalog.yaml_files import read_mapping
 from moesim.errors import UnknownNameError
 from moesim.network.coefficients import law
 from moesim.network.dispatchers import DISPATCHERS
@@ -45,6 +46,8 @@ def entry(kind: str, name: str) -> dict[str, Any]:
         return {"name": name, "law": " ".join(_summary(name).split()), **told}
     if kind == "cases":
         return {"name": name, "cases": [_fact(case) for case in _case_file(name)]}
+    if kind == "scenarios":
+        return {"name": name, **_shipped(name)}
     if kind not in _kinds():
         raise UnknownNameError("catalog kind", kind, _kinds())
     if kind in recorded.KINDS:
@@ -99,7 +102,7 @@ def table(rows: Rows, kind: str | None) -> Table:
 
 
 def _kinds() -> tuple[str, ...]:
-    return tuple(sorted({*catalog.kinds(), "dispatchers", "cases", *recorded.KINDS}))
+    return tuple(sorted({*catalog.kinds(), "dispatchers", "cases", "scenarios", *recorded.KINDS}))
 
 
 def _names(kind: str) -> tuple[str, ...]:
@@ -107,6 +110,8 @@ def _names(kind: str) -> tuple[str, ...]:
         return tuple(DISPATCHERS)
     if kind == "cases":
         return tuple(path.stem for path in cases.shipped())
+    if kind == "scenarios":
+        return tuple(shipped.files())
     if kind in recorded.KINDS:
         return recorded.names(kind)
     if kind not in _kinds():
@@ -128,6 +133,14 @@ def _case_file(name: str) -> list[cases.Case]:
     return cases.read([known[name]])
 
 
+def _shipped(name: str) -> dict[str, Any]:
+    """What a shipped scenario, sweep or plan says."""
+    known = shipped.files()
+    if name not in known:
+        raise UnknownNameError("shipped scenario", name, known)
+    return read_mapping(known[name])
+
+
 def _fact(case: cases.Case) -> dict[str, Any]:
     return {"id": case.id, "kind": case.kind, "measured": dict(case.measured), "source": case.source}
 
@@ -144,6 +157,8 @@ def _row(kind: str, name: str) -> dict[str, Any]:
         found = _case_file(name)
         kinds = ", ".join(sorted({case.kind for case in found}))
         return {"name": name, "facts": len(found), "kinds": kinds}
+    if kind == "scenarios":
+        return {"name": name, "question": _shipped(name).get("question", "-")}
     if kind in recorded.KINDS:
         meta = _recorded(kind, name).meta
         size = {"experts": meta.experts, "top_k": meta.top_k, "layers": len(meta.model_layers)}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moesim import errors
+from moesim.shipped import named
 from moesim.terminal import Progress, console, print_json, say
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ HOW = "How to search"
 def plan(
     file: Annotated[
         Path | None,
-        typer.Argument(metavar="[PLAN]", help="a plan file or a scenario (YAML); the options add to it or replace it"),
+        typer.Argument(metavar="[PLAN]", help="a plan file or a scenario; the options add to it or replace it"),
     ] = None,
     model: Annotated[str, typer.Option(help="models, with commas", rich_help_panel=OF_THE_QUESTION)] = "",
     gpu: Annotated[str, typer.Option(help="GPUs, with commas", rich_help_panel=OF_THE_QUESTION)] = "",
@@ -104,6 +105,7 @@ def plan(
             "say what to plan: a plan file, a scenario, or --model NAME --gpu NAME,... and --tokens 1T --days 30,"
             " or --serve --rate 20 --input-tokens 1024 --output-tokens 256"
         )
+    file = named(file) if file else None
     work = workload(
         rate=rate, concurrency=concurrency, tokens=(input_tokens, output_tokens), requests=requests, serve=serve
     )

@@ -15,6 +15,19 @@ def scenarios() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))} if folder else {}
 
 
+def files() -> dict[str, Path]:
+    """Name -> file of all that is shipped beside: scenarios, and "serving/NAME", "plans/NAME" and "sweeps/NAME"."""
+    folder = _folder("_scenarios", "scenarios")
+    found = sorted(folder.rglob("*.yaml")) if folder else []
+    return {path.relative_to(folder or path).with_suffix("").as_posix(): path for path in found}
+
+
+def named(path: Path) -> Path:
+    """The shipped file that `path` names, as "olmoe-8-h100", where no file stands there; otherwise `path` itself."""
+    found = files().get(path.as_posix())
+    return path if found is None or path.exists() else found
+
+
 def app() -> Path:
     """The main file of the dashboard. Raises `FileError` where the installation left it out."""
     folder = _folder("_app", "app")

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from typing import Any
+
+from moesim.errors import visible
+
+# JSON escapes the control characters below a space itself; these steer a terminal as well.
+_ESCAPED = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 
 
 def console() -> Any:
     """Standard output for tables and text; imported late, because start-up time matters."""
     from rich.console import Console
+    from rich.segment import Segment
 
     class Plain(Console):
-        """Takes no markup from the user's text, and leaves quietly when nobody reads on."""
+        """Takes no markup and nothing that steers the terminal from anyone's text; leaves when nobody reads on."""
+
+        def render(self, renderable: Any, options: Any = None) -> Iterable[Segment]:
+            """The pieces of `renderable`, their text made visible; rich's own control codes stay."""
+            for piece in super().render(renderable, options):
+                yield piece if piece.control else Segment(visible(piece.text), piece.style)
 
         def on_broken_pipe(self) -> None:
             """As any other command: no message."""
@@ -23,12 +35,13 @@ def console() -> Any:
 
 def print_json(data: Any) -> None:
     """One JSON object on standard output."""
-    sys.stdout.write(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
+    sys.stdout.write(text.translate(_ESCAPED) + "\n")
 
 
 def say(text: str) -> None:
     """A note for the reader: standard error, so that standard output stays the answer alone."""
-    print(text, file=sys.stderr)
+    print(visible(text), file=sys.stderr)
 
 
 class Progress:
@@ -39,12 +52,13 @@ class Progress:
         from rich.console import Console
 
         columns = (
-            progress.TextColumn("{task.description}"),
+            progress.TextColumn("{task.description}", markup=False),
             progress.BarColumn(),
             progress.TextColumn("{task.percentage:>3.0f} %"),
             progress.TimeRemainingColumn(),
         )
-        self._bars = progress.Progress(*columns, console=Console(stderr=True), transient=True)
+        to = Console(stderr=True)
+        self._bars = progress.Progress(*columns, console=to, transient=True, disable=not to.is_terminal)
         self._tasks: dict[str, Any] = {}
         self._bars.start()
         return self

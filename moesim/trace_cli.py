@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from moesim.errors import FileError, UserError
-from moesim.files import target_of
+from moesim.files import write_whole
 from moesim.terminal import Progress, console, print_json, say
 
 app = typer.Typer(
@@ -39,6 +39,9 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train small Mixture-of-Experts language models and record which experts their routers choose."""
+    from moesim.traces import training
+
+    training.preset(preset)  # a wrong name is told before a missing package
     from moesim.traces import torch_train
 
     with Progress() as progress:
@@ -172,10 +175,7 @@ def _fit_counts(counts: Any, name: str, out: Path | None, as_json: bool) -> None
 
     entry = {name: fit_counts(counts)}
     if out is not None:
-        try:
-            target_of(out).write_text(to_yaml(entry), encoding="utf-8")
-        except OSError as error:
-            raise FileError(f"cannot write {out}: {error.strerror or error}") from error
+        write_whole(out, to_yaml(entry))
         say(f"wrote {out}")
     if as_json:
         print_json(entry)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import io
+import pickle
+import tomllib
 import zipfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from app_fixture import messages, open_page
+from app_fixture import MAIN, messages, open_page
+
+from moesim.traces import store
+from moesim.traces.trace import RouterTrace, TraceMeta
 
 PAGES = {
     "what-if": ("scenario", "set", "pin", "view"),
@@ -127,3 +133,85 @@ def test_an_archive_that_unpacks_to_gigabytes_is_refused_unopened() -> None:
     assert not app.exception
     assert "bytes" in messages(app)
     assert "19,584 tokens" in app.caption[0].value
+
+
+def torch_like() -> bytes:
+    """An archive as torch writes them: a pickle, and what it refers to."""
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w") as out:
+        out.writestr("x/data.pkl", pickle.dumps({"logical_count": [[1]]}))
+    return held.getvalue()
+
+
+EVIL = "<img src=x onerror=alert(1)>[x](javascript:alert(1))\x1b[31m"
+UPLOADS: dict[str, tuple[str, bytes, str]] = {
+    "a pickle called npz": ("a.npz", pickle.dumps({"experts": 1}), "is a pickle"),
+    "a pickle called JSON": ("a.json", pickle.dumps([1]), "is a pickle"),
+    "a torch file called npz": ("a.npz", torch_like(), "is a pickle or a torch file"),
+    "objects": (
+        "a.npy",
+        b"\x93NUMPY\x01\x00\x46\x00{'descr': '|O', 'fortran_order': False, 'shape': (1,), }".ljust(79) + b"\n",
+        "not numbers",
+    ),
+    "a lying header": ("a.safetensors", (1 << 63).to_bytes(8, "little") + b"{}", "known formats"),
+    "brackets": ("a.json", b"[" * 100_000, "known formats"),
+    "an endless line": ("a.csv", b"token,layer,experts\n" + b"1," * 1_000_000, "cannot read"),
+    "a name of colours": (f"{EVIL}\n../../a.csv", b"1;2\n", "cannot read"),
+}
+
+
+@pytest.mark.parametrize("file", UPLOADS)
+def test_an_upload_that_harms_is_refused(file: str) -> None:
+    name, content, said = UPLOADS[file]
+    app = open_page("traces")
+    app.file_uploader(key="traces-upload").upload(name, content, "application/octet-stream").run()
+    assert not app.exception
+    shown = messages(app).replace("\\", "")
+    assert said in shown
+    assert "internal error" not in shown
+    assert "/tmp" not in shown, "where uploads are kept is nobody's business"
+    assert "\x1b" not in shown
+    assert "<img" not in messages(app).replace("\\<", "")
+
+
+def test_what_a_recording_says_of_itself_stays_text(tmp_path: Path) -> None:
+    meta = TraceMeta(experts=4, top_k=1, model_layers=(0,), domains=(EVIL,), model=EVIL, source=EVIL, note=EVIL)
+    one = np.zeros(64, np.int32)
+    kept = RouterTrace(np.zeros((64, 1, 1), np.uint8), one, np.arange(64, dtype=np.int32), one[:1], one[:1], meta)
+    store.save(kept, tmp_path / "a.safetensors")
+    app = open_page("traces")
+    content = (tmp_path / "a.safetensors").read_bytes()
+    app.file_uploader(key="traces-upload").upload("a.safetensors", content, "application/octet-stream").run()
+    assert not app.exception
+    shown = markdown(app)
+    assert "img src" in shown.replace("\\", "")
+    assert "<img" not in shown.replace("\\<", "")
+    assert "](java" not in shown.replace("\\]", "").replace("\\(", "")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)),
+        "model: !!python/object/apply:os.system [touch ran]\n",
+        "seed: 1" + ":59" * 300_000,
+        "a: " + "[" * 10_000,
+        "x" * (3 << 20),
+    ],
+    ids=["laughs", "a call", "base 60", "brackets", "large"],
+)
+def test_a_scenario_that_harms_is_refused(content: str) -> None:
+    app = open_page("compare", a=["olmoe-8-h100"])
+    app.file_uploader(key="compare-upload").set_value([("mine.yaml", content.encode(), "application/yaml")]).run()
+    app.selectbox(key="compare-b").set_value("own file: mine.yaml").run()
+    assert not app.exception
+    assert "internal error" not in messages(app)
+    assert "mine" in messages(app)
+
+
+def test_uploads_are_capped_and_the_page_is_served_to_this_machine_alone() -> None:
+    settings = tomllib.loads((MAIN.parent / ".streamlit" / "config.toml").read_text(encoding="utf-8"))
+    assert settings["server"]["maxUploadSize"] <= 50
+    assert "enableCORS" not in settings["server"]
+    assert "enableXsrfProtection" not in settings["server"]
+    assert settings["server"]["address"] == "127.0.0.1"

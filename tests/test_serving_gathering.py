@@ -155,3 +155,12 @@ def test_prompts_alone_wait_alike_by_both_roads(lengths: Any, tolerance: float, 
     document["workload"]["arrivals"] = {"kind": "poisson", "rate": use * most}
     estimated, simulated = first_tokens(document)
     assert estimated == pytest.approx(simulated, rel=tolerance)
+
+
+def test_whole_prompts_longer_than_the_token_budget_are_taken_alike() -> None:
+    """Without chunked prefill an iteration takes at least one prompt a replica, however small the budget."""
+    document = {**served(requests=400, arrivals={"kind": "closed", "concurrency": 32})}
+    scenario = load_serving(document, ["engine.chunked_prefill=false", "engine.token_budget=100"])
+    estimated, simulated = (road(scenario).summary for road in (moesim.estimate, moesim.simulate))
+    for name in ("time_per_output_token_mean", "output_tokens_per_second"):
+        assert estimated[name].value == pytest.approx(simulated[name].value, rel=0.1), name

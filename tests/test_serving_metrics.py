@@ -89,7 +89,9 @@ def test_an_estimate_tells_means_and_calls_them_so() -> None:
     shown = {row.name for row in serving_rows(told)}
     for name in ("time_to_first_token", "time_per_output_token", "request_latency"):
         assert told.summary[name].value == told.summary[f"{name}_mean"].value
-        assert told.summary[name].note == "mean of the steady state; it tells no median"
+        assert told.summary[name].note.startswith("mean of the steady state")
+        assert told.summary[name].note.endswith("; it tells no median")
+        assert ("server around it" in told.summary[name].note) == (name == "time_to_first_token")
         assert f"{name}_mean" in shown
         assert name not in shown
     assert "request latency mean" in write_serving_html(told)

@@ -251,7 +251,7 @@ def test_a_bad_trace_is_not_written(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="nowhere"):
         save(trace(), tmp_path / "nowhere" / "a")
-    with pytest.raises(FileError, match="No such file"):
+    with pytest.raises(FileError, match="no such file"):
         load(tmp_path / "nowhere")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -144,11 +145,24 @@ def _expert_rows(rows: pd.DataFrame, path: Path) -> None:
             raise UserError(f"{path}: row {at}, column 'rows': {shorten(text)}; it must be a JSON list of counts")
 
 
+def typed(rows: pd.DataFrame, texts: Iterable[str], numbers: Iterable[str], path: Path) -> pd.DataFrame:
+    """`rows` with these columns as text ("" where empty) and those as numbers; `UserError` for one that is none."""
+    rows = rows.copy()
+    for name in texts:
+        rows[name] = rows[name].astype(object).where(rows[name].notna(), "").map(str)
+    for name in numbers:
+        rows[name] = _numbers(rows[name], name, path)
+    return rows
+
+
 def _numbers(values: pd.Series, name: str, path: Path) -> pd.Series:
     """The column as floats; text that is no number is refused."""
     if pd.api.types.is_bool_dtype(values):
         raise UserError(f"{path}: column {name!r} holds true and false, expected numbers")
-    numbers = pd.to_numeric(values, errors="coerce").astype(np.float64)
+    try:
+        numbers = pd.to_numeric(values, errors="coerce").astype(np.float64)
+    except (OverflowError, TypeError, ValueError):  # a whole number beyond any float, a date, a list
+        numbers = pd.to_numeric(values.map(str, na_action="ignore"), errors="coerce").astype(np.float64)
     odd = (numbers.isna() & values.notna() & (values.astype(str).str.strip() != "")) | np.isinf(numbers)
     if odd.any():
         unit = getattr(column(name), "unit", "")

@@ -19,7 +19,7 @@ from moesim.calibration.serving_fit import fit_serving
 from moesim.calibration.step_entries import fit_steps
 from moesim.calibration.tables import FileRead, Progress, Tables, read
 from moesim.calibration.writer import write
-from moesim.errors import UserError
+from moesim.errors import UserError, shorten
 from moesim.files import target_of
 from moesim.measurement.columns import names
 from moesim.validation import cases
@@ -123,9 +123,14 @@ def calibrate(
 
 
 def _today() -> str:
-    stated = os.environ.get(DATE_VARIABLE, "")
-    moment = datetime.fromtimestamp(int(stated), UTC) if stated.isdigit() else datetime.now(UTC)
-    return moment.date().isoformat()
+    stated = os.environ.get(DATE_VARIABLE)
+    if not stated:
+        return datetime.now(UTC).date().isoformat()
+    try:
+        return datetime.fromtimestamp(int(stated), UTC).date().isoformat()
+    except (ValueError, OverflowError, OSError) as error:
+        told = f"the environment variable {DATE_VARIABLE} is {shorten(stated)!r}"
+        raise UserError(f"{told}; it must be a whole number of seconds since 1970") from error
 
 
 def _files_left_out(tables: Tables) -> str:

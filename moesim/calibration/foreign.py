@@ -36,6 +36,18 @@ class Format:
     convert: Callable[[pd.DataFrame], pd.DataFrame]
     lacks: frozenset[str] = frozenset()
 
+    def texts(self, raw: pd.DataFrame) -> frozenset[str]:
+        """The columns of text that the converter reads."""
+        return TEXTS & frozenset(map(str, raw.columns))
+
+
+TEXTS = frozenset(
+    (
+        *("system", "op", "dtype", "lib", "framework", "version", "device", "kernel_source", "allreduce_dtype"),
+        *("op_name", "moe_dtype", "distribution", "gemm_dtype", "backend", "ver", "src_file"),
+    )
+)
+"""Columns that hold names; all others that a converter needs hold numbers."""
 
 CUSTOM_ALL_REDUCE = "custom-all-reduce"
 """The library's name of serving frameworks' own all-reduces inside captured graphs."""

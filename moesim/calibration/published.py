@@ -23,8 +23,13 @@ COLUMNS = frozenset(
         *("hidden", "topk", "num_experts", "distribution", "sms", "metric", "value", "unit", "source_loc"),
     )
 )
+NUMBERS = frozenset(
+    ("num_gpus", "num_nodes", "bytes", "tokens_per_rank", "hidden", "topk", "num_experts", "sms", "value")
+)
+"""The columns that hold numbers."""
 
-_SHAPE = re.compile(r"groups=(\d+) M=(\d+) N=(\d+) K=(\d+)\Z")
+_SHAPE = re.compile(r"groups=(\d+) M=(\d{1,9}) N=(\d{1,9}) K=(\d{1,9})\Z")
+_MOST = 1 << 20
 _GIGA, _MICRO = 1e9, 1e-6
 # Values and scales of one token copy over its width, as the publishers count them.
 _COUNTED = {"fp8-block": 1 + 4 / 128, "bf16": 2.0}
@@ -32,6 +37,8 @@ _COUNTED = {"fp8-block": 1 + 4 / 128, "bf16": 2.0}
 _RATIO_SYSTEM: dict[str, Any] = {"gpu": "h100-sxm", "nic": 400e9 / 8}
 
 _OTHER_UNIT = "the same time in another unit"
+_NO_GROUP = "not of whole domains of equal size"
+_UNCOUNTED = "a bandwidth whose bytes cannot be counted: tokens, experts, choices, width, format or value"
 _Row = dict[Any, Any]
 
 
@@ -65,7 +72,9 @@ def _exchange(row: _Row, timed: set[tuple[Any, ...]]) -> _Row | str:
         return _OTHER_UNIT
     variant, dtype = str(row["variant"]).lower(), names.dtype(str(row["dtype"]))
     dtype = "fp8-block" if dtype == "fp8" else dtype
-    ranks, domains = int(row["num_gpus"]), int(row["num_nodes"])
+    ranks, domains = _group(row)
+    if not ranks:
+        return _NO_GROUP
     groups = {"groups": 8, "top_groups": 4} if "group-limited" in str(row["distribution"]) else {}
     found = {
         "kind": "dispatch_combine",
@@ -84,9 +93,28 @@ def _exchange(row: _Row, timed: set[tuple[Any, ...]]) -> _Row | str:
         "combine": "bf16",
         **groups,
     }
-    latency = row["metric"] == "latency"
-    found["time"] = row["value"] * _MICRO if latency else _counted(found, dtype) / (row["value"] * _GIGA)
-    return found
+    if row["metric"] == "latency":
+        return {**found, "time": row["value"] * _MICRO}
+    if not _countable(found, dtype) or not row["value"] > 0:
+        return _UNCOUNTED
+    return {**found, "time": _counted(found, dtype) / (row["value"] * _GIGA)}
+
+
+def _group(row: _Row) -> tuple[int, int]:
+    """GPUs and nodes; (0, 0) where they are no whole numbers that go into each other."""
+    ranks, domains = row["num_gpus"], row["num_nodes"]
+    sound = 1 <= domains <= ranks <= _MOST and ranks % 1 == domains % 1 == ranks % domains == 0
+    return (int(ranks), int(domains)) if sound else (0, 0)
+
+
+def _countable(found: _Row, dtype: str) -> bool:
+    """Whether the bytes that a rank receives follow from a row."""
+    most = {"experts": 65534, "top_k": 512, "hidden": _MOST}
+    if not all(1 <= found[name] <= limit and found[name] % 1 == 0 for name, limit in most.items()):
+        return False
+    share = found["top_groups"] / found["groups"] if "groups" in found else 1.0
+    even = found["experts"] % found.get("groups", 1) == 0
+    return even and found["top_k"] <= found["experts"] * share and dtype in _COUNTED and found["tokens"] > 0
 
 
 def _library(variant: str) -> str:
@@ -113,7 +141,9 @@ def _counted(found: _Row, dtype: str) -> float:
 
 def _ratio(row: _Row, timed: set[tuple[Any, ...]]) -> _Row | str:
     """Ratios to the nominal rate: NICs of the whole node for a ring, one NIC a GPU for an all-to-all."""
-    ranks, domains = int(row["num_gpus"]), int(row["num_nodes"])
+    ranks, domains = _group(row)
+    if not ranks or not row["value"] > 0:
+        return _NO_GROUP if not ranks else "a ratio that is not above 0"
     if domains == 1:
         return "a ratio to an NVLink rate that is not stated"
     domain, size, nic = ranks // domains, float(row["bytes"]), float(_RATIO_SYSTEM["nic"])

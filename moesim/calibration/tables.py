@@ -17,7 +17,7 @@ import pandas as pd
 
 from moesim import catalog
 from moesim.calibration import foreign, names, published
-from moesim.calibration.checks import check
+from moesim.calibration.checks import check, typed
 from moesim.errors import FileError, UserError, nearest_hint, shorten
 from moesim.measurement import columns
 from moesim.measurement.files import RawTable, read_table, suffix_of
@@ -139,9 +139,11 @@ def _normalised(raw: RawTable, how: foreign.Format | str) -> tuple[pd.DataFrame,
     if not len(raw.rows):
         raise UserError(f"{raw.path}: has column names and no rows")
     if isinstance(how, foreign.Format):
-        converted, name = foreign.convert(raw.rows, how), how.name
+        rows = typed(raw.rows, how.texts(raw.rows), how.needs - foreign.TEXTS, raw.path)
+        converted, name = foreign.convert(rows, how), how.name
     elif how == _PUBLISHED:
-        converted, name = foreign.convert_published(raw.rows), how
+        rows = typed(raw.rows, published.COLUMNS - published.NUMBERS, published.NUMBERS, raw.path)
+        converted, name = foreign.convert_published(rows), how
     else:
         converted, name = foreign.Converted(raw.rows), how
     left_out = dict(converted.left_out)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from moesim.errors import FileError, shorten
+from moesim.errors import shorten
+from moesim.files import write_whole
 
 _WIDTH = 120
 
@@ -24,13 +24,7 @@ class _Dumper(yaml.SafeDumper):
 
 def write(target: Path, name: str, entries: Mapping[str, Any], left_out: Mapping[str, str]) -> None:
     """Writes the whole file or none; raises `FileError`."""
-    data = text(name, entries, left_out).encode()
-    unfinished = target.with_name(target.name + ".unfinished")
-    try:
-        unfinished.write_bytes(data)
-        os.replace(unfinished, target)
-    except OSError as error:
-        raise FileError(f"cannot write {target}: {error.strerror or error}") from error
+    write_whole(target, text(name, entries, left_out))
 
 
 def text(name: str, entries: Mapping[str, Any], left_out: Mapping[str, str]) -> str:

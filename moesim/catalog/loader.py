@@ -24,7 +24,7 @@ from moesim.specs.base import SourcedSpec
 from moesim.specs.cluster import FabricSpec
 from moesim.specs.explain import explain
 from moesim.specs.gpu import GpuSpec
-from moesim.specs.model import ModelSpec
+from moesim.specs.model import ModelSpec, RouterSpec
 from moesim.specs.routing import LoadProfile
 
 OVERLAY_VARIABLE = "MOESIM_CATALOG"
@@ -179,11 +179,28 @@ def _find(kind: str, name: str, files: list[Path], seen: tuple[str, ...]) -> Ent
 def _over_packaged(kind: str, name: str, entry: Entry, where: str) -> Entry:
     """An overlay's calibration (or router) over the packaged one of that name, so that no number is missing."""
     packaged = _packaged_names(kind)
-    if name not in packaged and kind != "calibrations":
-        return entry
-    if name not in packaged:
+    if name not in packaged and kind == "calibrations":
         raise UserError(f"{where}: {name}: not a name of {kind} that this release uses{nearest_hint(name, packaged)}")
-    return _deep(_find(kind, name, [path for path in _files(kind) if path.is_relative_to(_PACKAGED)], ()), entry)
+    shipped: Entry = {}
+    if name in packaged:
+        shipped = _find(kind, name, [path for path in _files(kind) if path.is_relative_to(_PACKAGED)], ())
+    if kind == "calibrations":
+        check_values(shipped, entry, f"{where}: {name}")
+    merged = _deep(shipped, entry)
+    if kind == "routers":
+        _check_router(name, merged, where)
+    return merged
+
+
+def _check_router(name: str, entry: Entry, where: str) -> None:
+    """Raises `ScenarioError` for a router without a rule, or with a parameter that none has."""
+    try:
+        RouterSpec.model_validate({key: value for key, value in entry.items() if key != "sources"})
+    except ValidationError as error:
+        found = [Problem(f"{name}.{problem.where}", problem.what) for problem in explain(error, RouterSpec)]
+        raise ScenarioError(found, where) from error
+    if "rule" not in entry:
+        raise ScenarioError([Problem(f"{name}.rule", "is required")], where)
 
 
 def _deep(base: Entry, changes: Mapping[str, Any]) -> Entry:

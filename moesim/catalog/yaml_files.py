@@ -29,6 +29,7 @@ MAX_BYTES = 2 << 20
 MAX_VALUES = 100_000
 MAX_ALIASES = 100
 MAX_DEPTH = 40
+MAX_DIGITS = 100
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TAG = "tag:yaml.org,2002:"
@@ -110,9 +111,9 @@ class _Tree:
             raise FileError(f"{self.source}: is empty, expected a mapping of keys")
         if not isinstance(tree, dict):
             self._refuse(first, f"expected a mapping of keys, got {'a list' if isinstance(tree, list) else 'a value'}")
-        odd = next((key for key in tree if not isinstance(key, str)), None)
-        if odd is not None:
-            self._refuse(first, f"the key {shorten(odd)} is not text; put it in quotes")
+        odd = [key for key in tree if not isinstance(key, str)]
+        if odd:
+            self._refuse(first, f"the key {shorten(odd[0])} is not text; put it in quotes")
         event = self._next()
         if isinstance(event, DocumentEndEvent):
             event = self._next()
@@ -166,6 +167,8 @@ class _Tree:
             return event.value
         if tag not in _SCALARS:
             self._refuse(event, f"the tag {shorten(tag.removeprefix(_TAG))!r} is not read, only plain data")
+        if len(event.value) > MAX_DIGITS and not tag.endswith(":str"):
+            self._refuse(event, f"{shorten(event.value)!r} is longer than the {MAX_DIGITS} characters of a number")
         try:
             return self.loader.construct_object(ScalarNode(tag, event.value))
         except (ValueError, KeyError, OverflowError):

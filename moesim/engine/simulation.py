@@ -166,7 +166,7 @@ def _add_loads(durations: Durations, columns: Columns) -> None:
         sample = durations.sample_of[layer, columns["microbatch"][rows]]
         if name == "experts":
             # A part's rows, but for weight gradients alone in their slot, which are those of the whole microbatch.
-            whole = (columns["phase"][rows] == "weight") & ~durations.model.aside.weights
+            whole = (columns["phase"][rows] == "weight") & (not durations.model.aside.weights)
             columns["rows"][rows] = routed.rows.sum(axis=-1)[layer, sample] / np.where(whole, 1, parts)
             continue
         exchange = getattr(routed, name)

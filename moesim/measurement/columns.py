@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from moesim.columns import Column
-from moesim.errors import FileError, MissingPackageError, UserError
-from moesim.files import target_of
+from moesim.errors import MissingPackageError, UserError
+from moesim.files import target_of, write_whole
 
 Row = Mapping[str, Any]
 
@@ -187,12 +187,7 @@ def write(table: Iterable[Row] | Any, path: str | os.PathLike[str]) -> Path:
     order = [name for name in names() if name in used or name in COMMON]
     order += dict.fromkeys(name for row in rows for name in row if name in used and column(name) is None)
     content = _csv(rows, order) if suffix == ".csv" else _parquet(rows, order)
-    unfinished = target.with_name(target.name + ".unfinished")
-    try:
-        unfinished.write_bytes(content)
-        os.replace(unfinished, target)
-    except OSError as error:
-        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
+    write_whole(path, content)
     return target
 
 

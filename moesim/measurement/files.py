@@ -8,15 +8,17 @@ import io
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
+from pyarrow import ArrowException
 
 from moesim.errors import FileError, shorten
+from moesim.parquet_files import Most, read_parquet
 
-MAX_FILE = 512 << 20
-MAX_TEXT = 1 << 30
+MAX_FILE = 128 << 20
+MAX_TEXT = 128 << 20
 MAX_ROWS = 3_000_000
+MAX_CELLS = 40_000_000
 MAX_COLUMNS = 500
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
 
@@ -45,7 +47,7 @@ def read_table(path: Path) -> RawTable:
     if suffix is None:
         raise FileError(f"{path}: a measurement file ends in {', '.join(SUFFIXES)}")
     digest = hashlib.sha256(data).hexdigest()
-    rows = _parquet(path, data) if suffix == ".parquet" else _csv(path, _unpacked(path, data, suffix))
+    rows = _parquet(path) if suffix == ".parquet" else _csv(path, _unpacked(path, data, suffix))
     if len(rows) > MAX_ROWS:
         raise FileError(f"{path}: has more than {MAX_ROWS:,} rows, the most that is read")
     rows.index = pd.RangeIndex(1, len(rows) + 1)
@@ -87,6 +89,8 @@ def _csv(path: Path, text: bytes) -> pd.DataFrame:
         raise FileError(f"{path}: is empty, expected a line of column names and rows below it")
     if len(names) > MAX_COLUMNS:
         raise FileError(f"{path}: has more than {MAX_COLUMNS} columns")
+    if text.count(b",") > MAX_CELLS:
+        raise FileError(f"{path}: has more than {MAX_CELLS:,} cells, the most that is read")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise FileError(f"{path}: column {shorten(twice[0])!r} stands there twice")
@@ -98,17 +102,12 @@ def _csv(path: Path, text: bytes) -> pd.DataFrame:
         raise FileError(f"{path}: is no sound CSV: {shorten(str(error).strip(), 160)}") from error
 
 
-def _parquet(path: Path, data: bytes) -> pd.DataFrame:
-    """The rows of a Parquet file of plain columns, refused by its header where it would be too large."""
-    from pyarrow import ArrowException, parquet
-
+def _parquet(path: Path) -> pd.DataFrame:
+    """The rows of a Parquet file of plain columns, refused unread where they would be too large."""
     try:
-        file: Any = parquet.ParquetFile(io.BytesIO(data))
-        size = sum(file.metadata.row_group(number).total_byte_size for number in range(file.metadata.num_row_groups))
-        if file.metadata.num_rows > MAX_ROWS or size > MAX_TEXT or file.metadata.num_columns > MAX_COLUMNS:
-            raise FileError(f"{path}: holds {file.metadata.num_rows:,} rows in {size:,} bytes, more than is read")
-        rows: pd.DataFrame = file.read().to_pandas(ignore_metadata=True)
-    except (ArrowException, OSError, ValueError) as error:
+        table = read_parquet(path, Most(MAX_ROWS, MAX_COLUMNS, 4 * MAX_TEXT))
+        rows: pd.DataFrame = table.to_pandas(ignore_metadata=True)
+    except (ArrowException, OSError, ValueError, OverflowError) as error:
         if isinstance(error, FileError):
             raise
         raise FileError(f"{path}: is no sound Parquet file: {shorten(str(error), 160)}") from error

@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from moesim.errors import FileError, UnknownNameError, UserError
-from moesim.files import target_of
+from moesim.errors import UnknownNameError, UserError
+from moesim.files import write_whole
 from moesim.placement.placement import Placement
 
 
@@ -64,11 +64,7 @@ def suffix(format_: str) -> str:
 
 def write(plan: Plan, format_: str, path: Path) -> None:
     """Writes the plan's file; raises `FileError` where it cannot."""
-    text = render(plan, format_)
-    try:
-        target_of(path).write_text(text, encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
+    write_whole(path, render(plan, format_))
 
 
 def _sglang(plan: Plan) -> dict[str, Any]:

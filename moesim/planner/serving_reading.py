@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from moesim import catalog
 from moesim.errors import Problem, ScenarioError, UserError, shorten
 from moesim.planner import serving_defaults as defaults
@@ -16,6 +18,7 @@ from moesim.planner.serving_spec import LATENCIES, ServingLimits, ServingPlanSpe
 from moesim.scenario.loading import serving_from_document
 from moesim.scenario.serving import ServingScenario
 from moesim.specs.cluster import ClusterSpec
+from moesim.specs.explain import explain
 from moesim.specs.serving import LimitsSpec
 
 Document = dict[str, Any]
@@ -120,7 +123,11 @@ def _limits(spec: ServingPlanSpec, document: Document) -> ServingLimits:
     work = document.get("workload") or {}
     stated = work.get("limits") or {}
     own = {name: stated[name] for name in LATENCIES if isinstance(stated, Mapping) and name in stated}
-    return ServingLimits.model_validate({**own, **spec.limits.model_dump(exclude_none=True)})
+    try:
+        return ServingLimits.model_validate({**own, **spec.limits.model_dump(exclude_none=True)})
+    except ValidationError as error:
+        found = [Problem(f"scenario.workload.limits.{one.where}", one.what) for one in explain(error, ServingLimits)]
+        raise ScenarioError(found, spec.name) from error
 
 
 def _with_limits(kind: Hardware, limits: ServingLimits) -> Hardware:

@@ -40,9 +40,10 @@ def statement(
 ) -> ServingPlanSpec:
     """What a plan asks; `said`: keys of a plan file. What the scenario states of its engines stays unless it is
     searched `anew`."""
-    search = dict(said.get("search") or {})
+    search: Any = said.get("search") or {}
     document = _document(scenario, search) if isinstance(scenario, ServingScenario) else dict(scenario)
-    search = search if anew else with_stated(search, document)
+    if not anew and isinstance(search, Mapping):
+        search = with_stated(search, document)
     return read_serving_spec({**said, "search": search, "scenario": document}, where)
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from moesim.columns import Column
-from moesim.errors import FileError
-from moesim.files import plain_name, target_of
+from moesim.files import plain_name
 from moesim.planner.columns import CANDIDATES
 from moesim.planner.explain import label
 from moesim.planner.plan import ModelPlan, Plan
 from moesim.planner.report import page
-from moesim.results.store import check_folder
+from moesim.results.store import save_files
 from moesim.scenario.loading import to_yaml
 
 _TYPES = {"int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_(), "str": pa.string()}
@@ -43,22 +42,9 @@ def save(plan: Plan, folder: str | os.PathLike[str]) -> list[Path]:
 
 def written(folder: str | os.PathLike[str], table: pa.Table, texts: Mapping[str, str]) -> list[Path]:
     """Writes candidates.parquet and the texts by name into `folder`, in this order, and returns the files."""
-    target = Path(folder)
-    check_folder(target)
-    names = ["candidates.parquet", *texts]
-    targets = {name: target_of(target / name) for name in names}
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".moesim-", dir=target, ignore_cleanup_errors=True) as place:
-            temporary = Path(place)
-            pq.write_table(table, temporary / "candidates.parquet", compression="zstd")
-            for name, text in texts.items():
-                (temporary / name).write_text(text, encoding="utf-8")
-            for name in names:
-                os.replace(temporary / name, targets[name])
-    except OSError as error:
-        raise FileError(f"cannot write the plan to {target}: {error.strerror or error}") from error
-    return [target / name for name in names]
+    file = BytesIO()
+    pq.write_table(table, file, compression="zstd")
+    return save_files(folder, {"candidates.parquet": file.getvalue(), **texts})
 
 
 def winner_name(plan: Plan, model: ModelPlan) -> str:

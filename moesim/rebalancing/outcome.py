@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from moesim.placement.balance import Balance
 from moesim.rebalancing.charts import gain_chart, over_time_chart
+from moesim.results.store import save_files
 from moesim.step.migration import Cost
-from moesim.sweeps.store import make_folder, whole_file
 
 Floats = NDArray[np.float64]
 
@@ -143,17 +143,12 @@ class Rebalancing:
 
         Raises `FileError` where it cannot be written.
         """
-        target = Path(folder)
-        make_folder(target)
         texts = {
-            "rebalancing.json": json.dumps(self.as_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
             "gain.svg": _drawn(self.chart()),
             "balance.svg": _drawn(self.balance_chart()),
+            "rebalancing.json": json.dumps(self.as_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
         }
-        for name, text in texts.items():
-            with whole_file(target / name, target / f".{name}") as file:
-                file.write(text.encode())
-        return [target / name for name in texts]
+        return save_files(folder, texts)
 
 
 def _drawn(chart: Any) -> str:

@@ -8,12 +8,11 @@ from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
-from moesim.errors import FileError
 from moesim.results.compare import Comparison, Explanation
 from moesim.results.compare_inputs import value_texts
 from moesim.results.compare_table import change_texts, metric_texts
 from moesim.results.page import html_page, html_picture, html_table
-from moesim.results.store import uninterrupted, workplace
+from moesim.results.store import save_files
 from moesim.units import show
 
 FILES = ("comparison.html", "comparison.json")
@@ -24,21 +23,8 @@ def save_comparison(comparison: Comparison, folder: str | os.PathLike[str]) -> l
 
     One comparison always gives the same bytes. Raises `FileError` where the folder cannot be written.
     """
-    target = Path(folder)
     document = json.dumps(comparison.as_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    with workplace(target) as temporary:
-        for name, text in zip(FILES, (page(comparison), document), strict=True):
-            with (temporary / name).open("w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-        blocked = [name for name in FILES if (target / name).is_dir()]
-        if blocked:
-            raise FileError(f"cannot write results to {target}: {blocked[0]} there is a folder")
-        with uninterrupted():
-            for name in FILES:
-                os.replace(temporary / name, target / name)
-    return [target / name for name in FILES]
+    return save_files(folder, dict(zip(FILES, (page(comparison), document), strict=True)))
 
 
 def page(comparison: Comparison) -> str:

@@ -21,6 +21,8 @@ from typing import Any
 import vl_convert
 import yaml
 
+from moesim.errors import FileError
+from moesim.files import write_whole
 from moesim.provenance import Quantity
 from moesim.results.table import Row, part_rows
 from moesim.units import show
@@ -84,21 +86,21 @@ def html_page(title: str, body: Iterable[str]) -> str:
 def _bundle() -> str:
     """The drawing library as one script; making it takes over a second, so it is kept in the user's cache folder."""
     kept = _cache_file()
-    with suppress(OSError, UnicodeDecodeError):
-        return kept.read_text(encoding="utf-8")
+    if kept is not None:
+        with suppress(OSError, UnicodeDecodeError):
+            return kept.read_text(encoding="utf-8")
     made = str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
-    with suppress(OSError):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        draft = kept.with_suffix(f".{os.getpid()}")
-        draft.write_text(made, encoding="utf-8")
-        draft.replace(kept)
+    if kept is not None:
+        with suppress(OSError, FileError):
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(kept, made, durable=True)
     return made
 
 
-def _cache_file() -> Path:
-    """Where this version's script is kept; never in a folder that other users can write to."""
+def _cache_file() -> Path | None:
+    """Where this version's script is kept; never in a folder that other users can write to. None without a home."""
     caches = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    return caches / "moesim" / f"vega-embed-{version('vl-convert-python')}.js"
+    return caches / "moesim" / f"vega-embed-{version('vl-convert-python')}.js" if caches.is_absolute() else None
 
 
 def _policy(*scripts: str) -> str:

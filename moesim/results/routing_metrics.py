@@ -44,7 +44,7 @@ def _by_sample(work: RoutedWork) -> dict[str, tuple[Floats, str]]:
     experts, rows = work.expert_routed, work.rows
     copies, load = experts.sum(axis=-1), np.maximum(rows.mean(axis=-1), 1e-12)
     return {
-        "dropped_token_fraction": (1 - work.expert_kept.sum(-1) / np.maximum(copies, 1), "fraction"),
+        "dropped_token_fraction": (np.maximum(0.0, 1 - work.expert_kept.sum(-1) / np.maximum(copies, 1)), "fraction"),
         "expert_load_max_over_mean": (experts.max(-1) / np.maximum(experts.mean(-1), 1e-12), "ratio"),
         "rank_load_max_over_mean": (rows.max(-1) / load, "ratio"),
         "idle_expert_fraction": ((experts == 0).mean(-1), "fraction"),

@@ -1,7 +1,7 @@
 """A result as files in a folder, and back: whole files or none, and the same bytes for the same result.
 
-`result.json` is written last and holds the hash of every table, so that a folder whose tables belong to another run,
-or were cut, is refused instead of read. No time of day, host name or path goes into any file.
+`result.json` goes first and comes last, and holds the hash of every table, so that a folder whose tables belong to
+another run, or were cut, is refused instead of read. No time of day, host name or path goes into any file.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ import hashlib
 import json
 import os
 import signal
-import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TextIO, TypeVar
@@ -25,6 +24,9 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from moesim.columns import OPERATIONS, ROUTING, Column
 from moesim.errors import FileError, InternalError, shorten
+from moesim.files import alone_in, draft_folder
+from moesim.inputs import source_of
+from moesim.parquet_files import Most, read_parquet
 from moesim.provenance import Basis, Quantity
 from moesim.results.report import write_html
 from moesim.results.result import Columns, Result, Road
@@ -38,9 +40,10 @@ TRAFFIC: dict[str, Column] = {
     "destination": Column("", "expert-parallel rank that receives", "int32"),
     "bytes": Column("B", "bytes sent in one dispatch, mean over layers and samples"),
 }
-MAX_JSON_BYTES = 64 << 20
-MAX_TABLE_ROWS = 50_000_000
-MAX_TABLE_BYTES = 8 << 30
+MAX_JSON_BYTES = 16 << 20
+MAX_TABLE_ROWS = 10_000_000
+MAX_TABLE_COLUMNS = 100
+MAX_TABLE_BYTES = 2 << 30
 
 _TABLES = {"operations.parquet": OPERATIONS, "routing.parquet": ROUTING, "traffic.parquet": TRAFFIC}
 _TYPES = {"int32": pa.int32(), "int64": pa.int64(), "float64": pa.float64()}
@@ -114,8 +117,8 @@ def workplace(target: Path) -> Iterator[Path]:
             raise FileError(f"cannot write results to {target}: it is a file, not a folder")
         made = [path for path in (target, *target.parents) if not path.exists()]
         target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".moesim-", dir=target, ignore_cleanup_errors=True) as temporary:
-            yield Path(temporary)
+        with draft_folder(target) as temporary:
+            yield temporary
     except OSError as error:
         raise FileError(f"cannot write results to {target}: {error.strerror or error}") from error
     finally:
@@ -148,19 +151,37 @@ def _write_all(result: Result, folder: Path) -> list[str]:
     return [name for name in FILES if name in tables or name in writers]
 
 
-def publish(source: Path, target: Path, names: list[str]) -> list[Path]:
-    """Flushes the files to the disk and moves them into `target` in this order; removes those of an earlier result."""
+def save_files(
+    folder: str | os.PathLike[str], contents: Mapping[str, str | bytes], others: Sequence[str] = ()
+) -> list[Path]:
+    """Writes files of one run into `folder`, made where absent, and returns them: the last comes last and goes first.
+
+    `others`: files that an earlier run may have and this one has not. Raises `FileError` where it cannot be written.
+    """
+    target, names = Path(folder), list(contents)
+    with workplace(target) as temporary:
+        for name, content in contents.items():
+            (temporary / name).write_bytes(content.encode() if isinstance(content, str) else content)
+        return publish(temporary, target, names, (*names, *others))
+
+
+def publish(
+    source: Path, target: Path, names: Sequence[str], every: Sequence[str] = (*FILES, *SERVING_FILES)
+) -> list[Path]:
+    """Flushes the files to the disk and moves them into `target` in this order; removes those of an earlier result.
+
+    The last name says that the others are there and belong together: that file is removed before any other is touched.
+    One process at a time moves files into a folder; `every` names all that a result may have.
+    """
     for name in names:
         with (source / name).open("rb") as written:
             os.fsync(written.fileno())
-    every = [*dict.fromkeys((*FILES, *SERVING_FILES))]
     blocked = [name for name in every if (target / name).is_dir()]
     if blocked:
         raise FileError(f"cannot write results to {target}: {blocked[0]} there is a folder")
-    with uninterrupted():
-        for name in every:
-            if name not in names:
-                (target / name).unlink(missing_ok=True)
+    with alone_in(target), uninterrupted():
+        for name in (names[-1], *(name for name in every if name not in names)):
+            (target / name).unlink(missing_ok=True)
         for name in names:
             os.replace(source / name, target / name)
     return [target / name for name in names]
@@ -269,8 +290,7 @@ def load(folder: str | os.PathLike[str]) -> Result:
 
 def read_json(path: Path, kind: type[Stored]) -> Stored:
     """What stands in `result.json`; raises `FileError` where that is no result of this kind."""
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise FileError(f"cannot read {path}: it is larger than {MAX_JSON_BYTES >> 20} MiB")
+    source_of(path, MAX_JSON_BYTES)
     try:
         stored = kind.model_validate_json(path.read_bytes())
         json.dumps(stored.scenario, allow_nan=False)
@@ -285,17 +305,11 @@ def read_json(path: Path, kind: type[Stored]) -> Stored:
 
 def read_table(path: Path, digest: str, described: dict[str, Column]) -> Columns:
     """The columns of a table that has this digest; raises `FileError` where it is another or not as described."""
-    if sha256(path) != digest:
+    if sha256(source_of(path)) != digest:
         raise FileError(f"cannot read {path}: it was changed, cut, or belongs to another result.json")
-    with pq.ParquetFile(path) as file:
-        size = sum(file.metadata.row_group(index).total_byte_size for index in range(file.metadata.num_row_groups))
-        if file.metadata.num_rows > MAX_TABLE_ROWS or size > MAX_TABLE_BYTES:
-            raise FileError(
-                f"cannot read {path}: it holds more than {MAX_TABLE_ROWS:,} rows or {MAX_TABLE_BYTES:,} bytes"
-            )
-        if not file.schema_arrow.equals(_schema(described)):
-            raise FileError(f"cannot read {path}: its columns are not {', '.join(described)}")
-        table = file.read()
+    table = read_parquet(path, Most(MAX_TABLE_ROWS, MAX_TABLE_COLUMNS, MAX_TABLE_BYTES))
+    if not table.schema.equals(_schema(described)):
+        raise FileError(f"cannot read {path}: its columns are not {', '.join(described)}")
     return {name: _values(table.column(name).combine_chunks()) for name in described}
 
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable
 from html import escape
-from pathlib import Path
 
 import numpy as np
 
-from moesim.errors import FileError
-from moesim.files import target_of
+from moesim.files import write_whole
 from moesim.results.page import html_page, html_picture, html_table
 from moesim.results.trace_charts import TraceCharts
 from moesim.traces.inspection import Inspection
@@ -20,14 +17,7 @@ from moesim.units import show
 
 def write_report(inspection: Inspection, path: str | os.PathLike[str]) -> None:
     """Writes the page, the whole file or none; one inspection always gives the same page."""
-    target = target_of(path)
-    try:
-        with tempfile.TemporaryDirectory(prefix=".moesim-", dir=target.parent, ignore_cleanup_errors=True) as folder:
-            draft = Path(folder) / "draft"
-            draft.write_text(page(inspection), encoding="utf-8", newline="\n")
-            os.replace(draft, target)
-    except OSError as error:
-        raise FileError(f"cannot write {target}: {error.strerror or error}") from error
+    write_whole(path, page(inspection))
 
 
 def page(inspection: Inspection) -> str:

@@ -15,6 +15,8 @@ Each token has a counter-based generator of its own: results depend on neither t
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from pickle import PickleError
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numba
@@ -95,12 +97,37 @@ class Block(NamedTuple):
     unsure: Scores
 
 
+class _Kept:
+    """numba's store of a function's machine code, which may fail without harm: the code is then compiled anew."""
+
+    def __init__(self, cache: Any) -> None:
+        self._cache = cache
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+    def load_overload(self, signature: Any, context: Any) -> Any:
+        """The code; None where there is none, or its file is cut."""
+        try:
+            return self._cache.load_overload(signature, context)
+        except Exception:  # noqa: BLE001 - unpickling what is cut may raise anything
+            return None
+
+    def save_overload(self, signature: Any, code: Any) -> None:
+        """Keeps the code; not where the disk is full, or a cut file stands in the way."""
+        with suppress(OSError, EOFError, ValueError, PickleError):
+            self._cache.save_overload(signature, code)
+
+
 def compiled(function: F) -> F:
     """Compile at the first call; kept on disk, or in memory only where no folder for it can be written."""
     try:
-        return cast(F, numba.njit(nogil=True, cache=True)(function))
-    except RuntimeError:
+        dispatcher: Any = numba.njit(nogil=True, cache=True)(function)
+    except (RuntimeError, OSError):
         return cast(F, numba.njit(nogil=True)(function))
+    if hasattr(dispatcher, "_cache"):
+        dispatcher._cache = _Kept(dispatcher._cache)
+    return cast(F, dispatcher)
 
 
 @compiled

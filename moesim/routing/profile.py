@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -28,7 +27,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
 from moesim.errors import FileError, shorten
-from moesim.files import target_of
+from moesim.files import write_whole
+from moesim.inputs import source_of
 from moesim.routing._stationary_kernels import sequence_chances
 from moesim.routing.moments import simple_law
 from moesim.routing.profile_file import SHAPES, contradiction, fine_enough, pack, unpack
@@ -137,21 +137,14 @@ class RoutingProfile:
         )
         if len(data) > MAX_FILE_BYTES:
             raise FileError(f"the profile takes {len(data)} bytes, more than {MAX_FILE_BYTES}: fit with fewer classes")
-        target = target_of(path)
-        try:
-            with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".moesim-", delete=False) as file:
-                file.write(data)
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, target)
-        except OSError as error:
-            raise FileError(f"cannot write {target}: {error.strerror or error}") from error
+        write_whole(path, data)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> RoutingProfile:
         """Read a profile; raises `FileError` where the file is no profile, or one that contradicts itself."""
         source = Path(path)
         try:
-            if source.stat().st_size > MAX_FILE_BYTES:
+            if source_of(source).stat().st_size > MAX_FILE_BYTES:
                 raise FileError(f"{source} is larger than {MAX_FILE_BYTES} bytes: not a routing profile")
             with safe_open(source, framework="numpy") as file:
                 header = file.metadata() or {}

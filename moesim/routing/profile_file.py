@@ -70,6 +70,8 @@ def unpack(name: str, stored: Mapping[str, Array]) -> Array:
     if value.dtype == np.int8:
         scale = stored[f"{name}.scale"].astype(np.float64)
         numbers = numbers * scale[..., :1] + scale[..., 1:]
+    if not np.isfinite(numbers).all():
+        raise ValueError(f"{name} holds a number that is not finite")
     if name in ("share", "lag", "width"):
         total = numbers.sum(axis=-1, keepdims=True)
         numbers = numbers / np.where(total > 0.0, total, 1.0)
@@ -83,8 +85,6 @@ def contradiction(size: dict[str, int], domains: int, arrays: Mapping[str, Array
         for letter, length in zip(letters, arrays[name].shape, strict=True):
             if size.setdefault(letter, length) != length:
                 return f"{name} is {arrays[name].shape}, which does not go with the rest"
-        if not np.isfinite(arrays[name]).all():
-            return f"{name} holds a number that is not finite"
     if any(size[letter] < 1 for letter in "SLWEM"):
         return "it holds no sequence, layer or class"
     for name in (*_SHARES, *_POSITIVE):

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from moesim import catalog
 from moesim.catalog import huggingface, recorded
 from moesim.catalog.yaml_files import parse_mapping, read_mapping
-from moesim.errors import Problem, ScenarioError, UserError, nearest_hint, shorten
+from moesim.errors import Problem, ScenarioError, UserError, nearest_hint, shorten, visible
 from moesim.files import plain_name
 from moesim.scenario.checks import problems as cross_field_problems
 from moesim.scenario.planned_from import resolve_plan
@@ -23,6 +23,7 @@ from moesim.scenario.scenario import Scenario
 from moesim.scenario.serving import ServingScenario
 from moesim.scenario.serving_checks import problems as serving_problems
 from moesim.scenario.serving_trace import resolve_arrivals
+from moesim.shipped import named
 from moesim.specs.explain import explain
 from moesim.specs.serving import KINDS, unknown_kind
 
@@ -45,12 +46,13 @@ _SERVING = _Noun(ServingScenario, serving_problems)
 def load(source: str | os.PathLike[str] | Mapping[str, Any], overrides: Iterable[str] = ()) -> AnyScenario:
     """The scenario in a YAML file or a mapping of the same shape, with `overrides` such as "cluster.gpus=512" applied.
 
-    A `workload.kind` of prefill, decode or serving makes a `ServingScenario`. Raises `ScenarioError` with every problem
-    found, `FileError` where the file cannot be read.
+    Where no file stands there, a name such as "olmoe-8-h100" is that of a shipped scenario. A `workload.kind` of
+    prefill, decode or serving makes a `ServingScenario`. Raises `ScenarioError` with every problem found, `FileError`
+    where the file cannot be read.
     """
     if isinstance(source, Mapping):
         return _read(_plain(source), str(source.get("name", "scenario")), overrides)
-    path = Path(source)
+    path = named(Path(source))
     return _read(read_mapping(path), str(path), overrides, name=path.stem)
 
 
@@ -64,7 +66,8 @@ def load_serving(source: str | os.PathLike[str] | Mapping[str, Any], overrides: 
     if isinstance(source, Mapping):
         found = _read(_plain(source), str(source.get("name", "scenario")), overrides, unstated="serving")
     else:
-        found = _read(read_mapping(Path(source)), str(source), overrides, Path(source).stem, unstated="serving")
+        path = named(Path(source))
+        found = _read(read_mapping(path), str(path), overrides, path.stem, unstated="serving")
     return serving(found)
 
 
@@ -296,8 +299,13 @@ def _router(resolved: Document, found: list[Problem]) -> None:
 
 
 def to_yaml(document: Document) -> str:
-    """The document as YAML that reads back to itself."""
-    return str(yaml.dump(document, Dumper=_Readable, sort_keys=False, allow_unicode=True, width=120))
+    """The document as YAML that reads back to itself; what steers a terminal is written as its code."""
+    text = _dumped(document, allow_unicode=True)
+    return text if visible(text) == text else _dumped(document, allow_unicode=False)
+
+
+def _dumped(document: Document, allow_unicode: bool) -> str:
+    return str(yaml.dump(document, Dumper=_Readable, sort_keys=False, allow_unicode=allow_unicode, width=120))
 
 
 class _Readable(yaml.SafeDumper):

@@ -22,7 +22,7 @@ def resolve_plan(resolved: Document, found: list[Problem], folder: Path) -> None
         return
     try:
         path, called = _file(name, folder)
-        digest = store.digest(path) if path is not None and path.is_file() else None
+        digest = store.digest(path) if path is not None and not path.is_dir() else None
         if spec.get("digest") not in (None, digest):
             found.append(Problem(WHERE, f"{name} is not the file that this scenario was made with"))
         elif path is not None and path.suffix == recorded.SUFFIX:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def resolve_load(resolved: Document, found: list[Problem], folder: Path) -> None
         sources = {**sources, kind: {"basis": "measured" if kind == "trace" else "fitted", "where": where_from or name}}
     load = resolved["routing"]["load"] = {**load, kind: name, "digest": digest, "sources": sources}
     load.setdefault("domains", list(noun.meta.domains))
-    _fits_the_model(resolved, noun, kind, found)
+    _fits_the_model(resolved, noun, path, found)
 
 
 def _file(kind: recorded.Kind, name: str, folder: Path) -> tuple[Path, str]:
@@ -49,7 +50,7 @@ def _file(kind: recorded.Kind, name: str, folder: Path) -> tuple[Path, str]:
     return recorded.find(kind, name), name
 
 
-def _fits_the_model(resolved: Document, noun: RouterTrace | RoutingProfile, kind: str, found: list[Problem]) -> None:
+def _fits_the_model(resolved: Document, noun: RouterTrace | RoutingProfile, path: Path, found: list[Problem]) -> None:
     """A recorded load speaks of the model's experts; a fitted one lends its spread to a model with others."""
     model, load, meta = resolved.get("model"), resolved["routing"]["load"], noun.meta
     if not isinstance(model, dict) or not isinstance(model.get("n_experts"), int):
@@ -64,11 +65,11 @@ def _fits_the_model(resolved: Document, noun: RouterTrace | RoutingProfile, kind
     told = f"{have[0]} experts, top-{have[1]}"
     if isinstance(noun, RouterTrace):
         found.append(
-            Problem(f"routing.load.{kind}", f"recorded with {told}; {model.get('name')} has {want[0]}, top-{want[1]}")
+            Problem("routing.load.trace", f"recorded with {told}; {model.get('name')} has {want[0]}, top-{want[1]}")
         )
         return
-    spread, tilt = noun.simple_law()
-    why = f"borrowed from {load[kind]}, fitted with {told}: the spread of its experts and sequences alone"
+    spread, tilt = _simple_law(path, load["digest"])
+    why = f"borrowed from {load['fitted']}, fitted with {told}: the spread of its experts and sequences alone"
     resolved["routing"]["load"] = {
         "name": load.get("name", "inline"),
         "log_normal": list(spread),
@@ -77,3 +78,9 @@ def _fits_the_model(resolved: Document, noun: RouterTrace | RoutingProfile, kind
         "note": why,
         "sources": {"": {"basis": "assumed", "where": why}},
     }
+
+
+@lru_cache(maxsize=16)
+def _simple_law(path: Path, digest: str) -> tuple[tuple[float, float], float]:
+    """The simple law of the profile in a file with this digest; kept, for a large one takes a second to work out."""
+    return RoutingProfile.load(path).simple_law()

@@ -83,6 +83,8 @@ class EngineIterations:
         room = max(float(engine.token_budget * self.replicas), 1.0)
         if engine.chunked_prefill:
             room = max(room - decoding * (1 + engine.drafted), 1.0)
+        else:  # a whole prompt is taken however long it is
+            room = max(room, demand.new * self.replicas)
         prompts = decoding / self.steps if self.prefills and self.steps else 0.0
         alone = self.seconds(decoding, 0.0)
         if not prompts:
@@ -155,8 +157,9 @@ class EngineIterations:
         demand, even = self.demand, tokens / self.replicas
         if not tokens:
             return 0.0, 0.0
-        budget, prompts = float(self.scenario.engine.token_budget), tokens / demand.new
+        engine, prompts = self.scenario.engine, tokens / demand.new
         largest = demand.largest(min(max(prompts, 1.0), float(self.replicas)))
+        budget = float(engine.token_budget) if engine.chunked_prefill else max(float(engine.token_budget), largest)
         one = min(largest, budget, tokens)
         spread = even + (1 - 1 / self.replicas) * demand.new * (1 + demand.prompt_variation) / 2
         if prompts > self.replicas and spread > one:

@@ -15,13 +15,11 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as arrow_csv
-import pyarrow.json as arrow_json
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from moesim.errors import FileError, shorten
 from moesim.scenario.serving_trace import SUFFIXES
+from moesim.serving.trace_rows import read_rows
 
 
 class Layout(NamedTuple):
@@ -46,7 +44,6 @@ LAYOUTS = {
     "Mooncake": Layout("timestamp", "input_length", "output_length", 1e3),
     "BurstGPT": Layout("Timestamp", "Request tokens", "Response tokens", hint="; a failed request has 0, drop it"),
 }
-MAX_BYTES = 1 << 30
 MAX_ROWS = 10_000_000
 MAX_TOKENS = 1 << 24
 MAX_SECONDS = 1e11
@@ -92,30 +89,10 @@ def _known_layout(names: Sequence[str], path: Path) -> Layout | None:
 
 
 def _read(path: Path) -> pa.Table:
-    """The file's table, whatever its kind."""
-    kind = path.suffix.lower()
-    if kind not in SUFFIXES:
+    """The three columns of the file, whatever its kind."""
+    if path.suffix.lower() not in SUFFIXES:
         raise FileError(f"{path}: is not a trace of requests: its name should end in {', '.join(SUFFIXES)}")
-    if not path.is_file():
-        raise FileError(f"{path}: {'is no plain file' if path.exists() else 'no such file'}")
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise FileError(f"{path}: is larger than {MAX_BYTES >> 20} MiB, the most that is read")
-        if kind == ".csv":
-            return arrow_csv.read_csv(path)
-        return pq.read_table(path, columns=_known(path)) if kind == ".parquet" else arrow_json.read_json(path)
-    except (OSError, pa.ArrowException) as error:
-        raise FileError(f"{path}: cannot be read: {shorten(str(error), 200)}") from error
-
-
-def _known(path: Path) -> list[str] | None:
-    """The wanted columns of a Parquet file, so that others are not read; None (all) where they are not there."""
-    names = pq.read_schema(path).names
-    rows = pq.read_metadata(path).num_rows
-    if rows > MAX_ROWS:
-        raise FileError(f"{path}: holds {rows:,} requests, expected 1 to {MAX_ROWS:,}")
-    layout = _known_layout(names, path)
-    return None if layout is None else list(layout.names)
+    return read_rows(path, MAX_ROWS, lambda names: _layout(list(names), path).names)
 
 
 def _seconds(column: pa.ChunkedArray, layout: Layout, path: Path) -> NDArray[np.float64]:

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ValidationError
 
 from moesim.errors import Problem, nearest_hint, shorten
 
+MOST = 1000
+
 _SAY = {
     "missing": "is required",
     "int_type": "expected a whole number, got {got}",
@@ -32,10 +34,10 @@ _SAY = {
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> Iterator[Problem]:
-    """One problem for each place where validation failed; alternatives of a union are told as one."""
+    """One problem for each place where validation failed, of the first `MOST`; a union's members are told as one."""
     seen: dict[str, list[str]] = {}
-    for item in error.errors(include_url=False):
-        where, owner = _place(item["loc"], model)
+    for item in error.errors(include_url=False)[:MOST]:
+        where, owner = _place(item["loc"], model, item["type"] == "extra_forbidden")
         seen.setdefault(where, [])
         text = _what(item, owner)
         if item["type"] == "literal_error" and seen[where] and not isinstance(item["input"], str):
@@ -66,7 +68,9 @@ def _allowed(item: Any) -> list[str]:
     return [word.strip(" '") for word in item["ctx"]["expected"].replace(" or ", ",").split(",")]
 
 
-def _place(location: tuple[int | str, ...], model: type[BaseModel]) -> tuple[str, type[BaseModel] | None]:
+def _place(
+    location: tuple[int | str, ...], model: type[BaseModel], ends_in_key: bool
+) -> tuple[str, type[BaseModel] | None]:
     """The dotted key of a location, without pydantic's names of union members, and the noun that owns its last part."""
     owner: type[BaseModel] | None = model
     parts: list[str] = []
@@ -76,9 +80,9 @@ def _place(location: tuple[int | str, ...], model: type[BaseModel]) -> tuple[str
         if isinstance(part, str) and not known and not last and (owner is None or not parts or _is_alternative(part)):
             owner = _alternative(part, owner)
             continue
-        if last and isinstance(part, str) and _is_alternative(part) and not known:
+        if last and isinstance(part, str) and _is_alternative(part) and not known and not ends_in_key:
             continue
-        parts.append(str(part))
+        parts.append(shorten(str(part), 100))
         if last:
             break
         if isinstance(part, str):  # what stands in a list belongs to the list's own noun

@@ -10,6 +10,8 @@ from pydantic import AliasChoices, Field, model_validator
 
 from moesim.specs.base import SourcedSpec, Spec
 
+MOST_EXPERTS = 1 << 21
+"""Experts of all layers: one layer of a million, a hundred times what was ever trained; more take minutes."""
 Size = Annotated[int, Field(strict=True, ge=1, le=1 << 40)]
 LayerKind = Literal["dense", "moe"]
 
@@ -76,7 +78,7 @@ class ModelSpec(SourcedSpec):
     mla: LatentAttention | None = None
     d_ff_dense: int | None = Field(strict=True, default=None, ge=0, le=1 << 40)
     dense_beside_experts: bool = Field(default=False, description="a dense FFN stands beside each expert layer")
-    n_experts: int = Field(strict=True, default=0, ge=0, le=1 << 24)
+    n_experts: int = Field(strict=True, default=0, ge=0, le=1 << 20)
     n_shared_experts: int = Field(strict=True, default=0, ge=0, le=1 << 16)
     shared_expert_width: int = Field(
         strict=True,
@@ -108,6 +110,13 @@ class ModelSpec(SourcedSpec):
         if isinstance(data, dict) and data.get("shared_expert_d_ff") is None:
             data = {key: value for key, value in data.items() if key != "shared_expert_d_ff"}
         return data
+
+    @model_validator(mode="after")
+    def _not_countless(self) -> ModelSpec:
+        if self.n_experts * self.moe_layers > MOST_EXPERTS:
+            told = f"{self.n_experts:,} experts in each of {self.moe_layers:,} layers"
+            raise ValueError(f"n_experts: {told}, at most {MOST_EXPERTS:,} in all layers are computed with")
+        return self
 
     @cached_property
     def kv_heads(self) -> int:

@@ -197,17 +197,25 @@ def padded_demand(model: StepModel, batch: int) -> Demand | None:
 
 def _demand(model: StepModel, counts: list[RoutingCounts]) -> Demand:
     """The samples' copies as one batch; an expert-tensor group's members share their column's traffic."""
+    share = model.scenario.tokens_stood_for / model.scenario.parallelism.expert_tensor
     padded = padded_demand(model, len(counts))
     if padded is not None:
-        return padded
-
-    share = model.scenario.tokens_stood_for / model.scenario.parallelism.expert_tensor
+        own_buffers = model.capacity_rule is None or model.capacity_rule.scope == "source-rank"
+        return padded if own_buffers else _filled_up(padded, share * np.stack([count.copies for count in counts]))
 
     def batch(name: str) -> Floats:
         return share * np.stack([getattr(count, name) for count in counts])
 
     places = (batch("copies"), batch("rank_tokens"), batch("domain_tokens"))
     return Demand(*places, _home_tokens(model), model.mover.network.ranks_per_domain)
+
+
+def _filled_up(padded: Demand, copies: NDArray[Any]) -> Demand:
+    """Buffers that the whole group shares: a rank sends its own copies [S, R, R], all ranks alike the padding."""
+    free = padded.copies.sum(axis=-2, keepdims=True) - copies.sum(axis=-2, keepdims=True)
+    square = copies + free / padded.ranks
+    domains = np.add.reduceat(square, np.arange(0, padded.ranks, padded.ranks_per_domain), axis=-1)
+    return Demand(square, square, domains, padded.tokens, padded.ranks_per_domain)
 
 
 def _home_tokens(model: StepModel) -> Floats:

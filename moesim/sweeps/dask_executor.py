@@ -204,17 +204,7 @@ def _loopback(workers: int) -> Iterator[str]:
     """A scheduler in this process and worker processes, reachable from this machine alone; its address."""
     with ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="moesim-dask-", ignore_cleanup_errors=True))
-        cluster = stack.enter_context(
-            _distributed().LocalCluster(
-                n_workers=0,
-                processes=True,
-                host="127.0.0.1",
-                dashboard_address="127.0.0.1:0",
-                silence_logs=logging.CRITICAL,
-                scheduler_kwargs={"allowed_failures": 0},
-            )
-        )
-        address: str = cluster.scheduler_address
+        address: str = stack.enter_context(_cluster()).scheduler_address
         options = [address, "--nworkers", str(workers), "--nthreads", "1", "--host", "127.0.0.1"]
         options += [
             "--no-dashboard",
@@ -231,6 +221,22 @@ def _loopback(workers: int) -> Iterator[str]:
         process = interpreter(start, stderr=subprocess.DEVNULL)
         stack.callback(_end, process)
         yield address
+
+
+def _cluster() -> Any:
+    """A scheduler without workers."""
+    try:
+        return _distributed().LocalCluster(
+            n_workers=0,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            silence_logs=logging.CRITICAL,
+            scheduler_kwargs={"allowed_failures": 0},
+        )
+    except (OSError, RuntimeError, TimeoutError) as error:
+        why = f"a Dask scheduler cannot be started or reached on 127.0.0.1: {error}"
+        raise UserError(f"{why}; --executor local needs no network") from error
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -25,6 +25,7 @@ from moesim.results.result import Road
 from moesim.scenario.loading import AnyScenario
 from moesim.scenario.scenario import Scenario
 from moesim.scenario.serving import ServingScenario
+from moesim.shipped import named
 from moesim.specs.explain import explain
 from moesim.specs.sweep import SweepSpec
 from moesim.sweeps.base import Base, Source, base_of, mistakes
@@ -107,8 +108,8 @@ def statement(
     """What a sweep asks, checked, and the scenario that it varies."""
     if isinstance(scenario, Scenario | ServingScenario):
         return _spec_of({"scenario": {}, **_asked(over, seeds, road)}, scenario.name), base_of(scenario)
-    path = None if isinstance(scenario, Mapping) else Path(scenario)
-    document: Mapping[str, Any] = scenario if isinstance(scenario, Mapping) else read_mapping(Path(scenario))
+    path = None if isinstance(scenario, Mapping) else named(Path(scenario))
+    document = scenario if isinstance(scenario, Mapping) else read_mapping(named(Path(scenario)))
     where = str(path) if path else "sweep"
     if "scenario" not in document:
         spec = _spec_of({"scenario": {}, **_asked(over, seeds, road)}, where)

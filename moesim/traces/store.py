@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from moesim.errors import FileError, UserError, shorten
+from moesim.inputs import source_of
 from moesim.traces.tensors import Tensors, read_tensors, write_tensors
 from moesim.traces.trace import RouterTrace, TraceMeta, type_for
 
@@ -88,7 +89,7 @@ def load(path: str | os.PathLike[str]) -> RouterTrace:
 def digest(path: str | os.PathLike[str]) -> str:
     """SHA-256 of the file's content, in hexadecimal."""
     try:
-        with Path(path).open("rb") as file:
+        with source_of(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error
@@ -169,5 +170,8 @@ def _check_types(tensors: Tensors, source: Path) -> None:
         if kind not in _TYPES.get(name, ()):
             known = " or ".join(_TYPES.get(name, ())) or "nothing of that name"
             raise FileError(f"cannot read {source}: tensor {shorten(name)!r} is {kind}; the format has {known}")
-    if tensors.arrays["starts"].ndim != 1 or tensors.arrays["experts"].ndim != 3:
+    starts, experts = tensors.arrays["starts"], tensors.arrays["experts"]
+    if starts.ndim != 1 or experts.ndim != 3:
         raise FileError(f"cannot read {source}: starts must have one axis and experts three")
+    if len(experts) and not experts.size:
+        raise FileError(f"cannot read {source}: its {len(experts):,} tokens have no layers or no choices")

@@ -10,7 +10,6 @@ import json
 import math
 import mmap
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.errors import FileError, shorten
-from moesim.files import target_of
+from moesim.files import whole_file
+from moesim.inputs import source_of
 
 MAX_HEADER = 1 << 20
+MAX_SHAPE = 1 << 48
 _TYPES: dict[str, str] = {
     "BOOL": "?",
     "U8": "u1",
@@ -61,7 +62,7 @@ class _Place:
 
 def read_tensors(path: str | os.PathLike[str]) -> Tensors:
     """The tensors of a file, mapped: no array is copied. Raises `FileError` where the header lies, or is no header."""
-    source = Path(path)
+    source = source_of(path)
     try:
         with source.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -77,7 +78,6 @@ def read_tensors(path: str | os.PathLike[str]) -> Tensors:
 
 def write_tensors(path: str | os.PathLike[str], arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> None:
     """Writes a whole file or none; the same arrays, in the same order, and metadata give the same bytes."""
-    target = target_of(path)
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for name, array in arrays.items():
@@ -86,19 +86,11 @@ def write_tensors(path: str | os.PathLike[str], arrays: dict[str, NDArray[Any]],
     text = json.dumps(header, ensure_ascii=True, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER:
-        raise FileError(f"cannot write {target}: its description is larger than {MAX_HEADER >> 20} MiB")
-    try:
-        with tempfile.TemporaryDirectory(prefix=".moesim-", dir=target.parent, ignore_cleanup_errors=True) as folder:
-            draft = Path(folder) / "draft"
-            with draft.open("wb") as file:
-                file.write(len(text).to_bytes(8, "little") + text)
-                for array in arrays.values():
-                    file.write(np.ascontiguousarray(array).data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, target)
-    except OSError as error:
-        raise FileError(f"cannot write {target}: {error.strerror or error}") from error
+        raise FileError(f"cannot write {path}: its description is larger than {MAX_HEADER >> 20} MiB")
+    with whole_file(path, durable=True) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in arrays.values():
+            file.write(np.ascontiguousarray(array).data)
 
 
 def is_tensor_file(head: bytes) -> bool:
@@ -151,6 +143,8 @@ def _place(name: str, entry: Any, source: Path) -> _Place:
         raise FileError(f"{where} has a shape or offsets that are not small lists of whole numbers")
     if math.prod(shape) * np.dtype(_TYPES[kind]).itemsize != offsets[1] - offsets[0]:
         raise FileError(f"{where} of shape {shorten(shape)} and type {kind} does not take {shorten(offsets)} bytes")
+    if math.prod(max(size, 1) for size in shape) > MAX_SHAPE:
+        raise FileError(f"{where} has the shape {shorten(shape)}, larger than any file")
     return _Place(kind, tuple(shape), offsets[0], offsets[1])
 
 
@@ -172,6 +166,6 @@ def _check_places(places: dict[str, _Place], data: int, source: Path) -> None:
 def _view(buffer: mmap.mmap, place: _Place, start: int) -> NDArray[Any]:
     kind = np.dtype(_TYPES[place.type])
     if 0 in place.shape:
-        return np.empty(place.shape, kind)
+        return np.empty(0, kind).reshape(place.shape)
     flat = np.frombuffer(buffer, kind, math.prod(place.shape), start + place.begin)
     return flat.reshape(place.shape)

@@ -6,7 +6,7 @@ L layers with experts, E experts.
 from __future__ import annotations
 
 import csv
-import os
+import io
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.files import write_whole
 from moesim.routing.capacity import CapacityRule
 from moesim.specs.routing import CapacitySpec
 from moesim.traces.training import TrainingConfig
@@ -55,12 +56,11 @@ def write_log(path: Path, name: str, rows: list[Row]) -> None:
         with path.open(newline="", encoding="utf-8") as file:
             others = [row for row in csv.DictReader(file) if row.get("router") != name and set(row) == set(names)]
     own = [{"router": name, **{key: _short(value) for key, value in asdict(row).items()}} for row in rows]
-    unfinished = path.with_name(path.name + ".unfinished")
-    with unfinished.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows([*others, *own])
-    os.replace(unfinished, path)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, names)
+    writer.writeheader()
+    writer.writerows([*others, *own])
+    write_whole(path, text.getvalue())
 
 
 def _dropped(loads: NDArray[np.int64], factor: float, tokens: int, top_k: int) -> int:

@@ -6,8 +6,8 @@ L layers with experts, E experts.
 from __future__ import annotations
 
 import hashlib
+import io
 import math
-import os
 import pickle
 import time
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from moesim.errors import FileError, UserError
+from moesim.files import whole_file
 from moesim.randomness import Streams
 from moesim.traces.torch_door import Tensor, functional, torch
 from moesim.traces.torch_experts import engine
@@ -215,13 +216,10 @@ class Run:
             "rows": [asdict(row) for row in self.rows],
             "recordings": [vars(recording) for recording in self.recordings],
         }
-        unfinished = path.with_name(path.name + ".unfinished")
-        try:
-            with unfinished.open("wb") as file:
-                torch.save(state, file)
-            os.replace(unfinished, path)
-        except OSError as error:
-            raise FileError(f"cannot write {path}: {error.strerror or error}") from error
+        buffer = io.BytesIO()
+        torch.save(state, buffer)  # torch tells a full disk as an error of its own, and not why
+        with whole_file(path) as file:
+            file.write(buffer.getbuffer())
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint; raises UserError where it is of another run."""

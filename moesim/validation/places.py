@@ -25,23 +25,29 @@ _Spec = TypeVar("_Spec", bound=SourcedSpec)
 
 def gpu_of(named: str | Mapping[str, Any]) -> GpuSpec:
     """The GPU of a case; raises `UserError`."""
-    return _gpu(named if isinstance(named, str) else json.dumps(named, sort_keys=True, default=str))
+    return _gpu(_text(named))
 
 
 def gpu_label(named: str | Mapping[str, Any]) -> str:
     """What a table calls it: the catalog's name, where there is one."""
-    name = named if isinstance(named, str) else str(named.get("name") or named.get("base") or "inline")
+    told = named.get("name") or named.get("base") or "inline" if isinstance(named, Mapping) else named
+    name = shorten(told)
     try:
         return gpu_name(name)
     except UserError:
         return shorten(name, 60)
 
 
+def _text(named: str | Mapping[str, Any]) -> str:
+    """A name, or what is written in its place, as JSON: hashable, and never one for the other."""
+    return json.dumps(named, sort_keys=True, default=str)
+
+
 @lru_cache(maxsize=256)
 def _gpu(text: str) -> GpuSpec:
-    if not text.startswith("{"):
-        return catalog.load("gpus", gpu_name(text))
     given = json.loads(text)
+    if isinstance(given, str):
+        return catalog.load("gpus", gpu_name(given))
     changes = {key: value for key, value in given.items() if key != "base"}
     if "base" in given:
         name = gpu_name(str(given["base"]))
@@ -51,9 +57,9 @@ def _gpu(text: str) -> GpuSpec:
 
 @lru_cache(maxsize=256)
 def _fabric(text: str) -> FabricSpec:
-    if not text.startswith("{"):
-        return catalog.load("fabrics", text)
     given = json.loads(text)
+    if isinstance(given, str):
+        return catalog.load("fabrics", given)
     changes = {key: value for key, value in given.items() if key != "base"}
     if "base" in given:
         name = str(given["base"])
@@ -70,10 +76,9 @@ def _checked(spec: type[_Spec], data: dict[str, Any], where: str) -> _Spec:
 
 def network_of(op: GroupOp, calibration: str | None) -> GroupNetwork:
     """The links among the ranks of a case; the cluster is as large as the group, and without another load."""
-    fabric = op.fabric if op.fabric is None or isinstance(op.fabric, str) else json.dumps(op.fabric, sort_keys=True)
-    named = op.gpu if isinstance(op.gpu, str) else json.dumps(op.gpu, sort_keys=True, default=str)
+    fabric = None if op.fabric is None else _text(op.fabric)
     inside = op.ranks_per_domain or (op.ranks // op.nodes if op.nodes else None)
-    return _network(named, op.ranks, inside, op.nic, op.nics_per_domain, fabric, calibration)
+    return _network(_text(op.gpu), op.ranks, inside, op.nic, op.nics_per_domain, fabric, calibration)
 
 
 @lru_cache(maxsize=1024)
@@ -91,9 +96,9 @@ def _network(
     if ranks <= domain:
         # A mesh or torus has the links of its whole domain, however few ranks of it are in the group.
         domain = max(gpu.gpus_per_domain, ranks)
-    fabric = _fabric(fabric_text or (NO_FABRIC if ranks <= domain else usual_fabric(gpu)))
+    fabric = _fabric(fabric_text or _text(NO_FABRIC if ranks <= domain else usual_fabric(gpu)))
     if gpu.scale_up_kind == "none" and ranks > 1:
-        domain, fabric = 1, _fabric(fabric_text or "single-switch")
+        domain, fabric = 1, _fabric(fabric_text or _text("single-switch"))
     cluster = ClusterSpec(
         gpu=gpu,
         gpus=ranks,

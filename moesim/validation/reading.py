@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def _json_lines(lines: list[str], path: Path) -> list[Any] | None:
     except json.JSONDecodeError:
         return None
     except (ValueError, RecursionError) as error:
-        raise FileError(f"{path}: {error}") from error
+        raise FileError(f"{path}: {shorten(str(error), 160)}") from error
 
 
 def _json(text: str, path: Path) -> list[Any] | None:
@@ -63,15 +64,15 @@ def _json(text: str, path: Path) -> list[Any] | None:
     except json.JSONDecodeError:
         return _yaml([text], path) if text.lstrip().startswith("[") else None
     except (ValueError, RecursionError) as error:
-        raise FileError(f"{path}: {error}") from error
+        raise FileError(f"{path}: {shorten(str(error), 160)}") from error
     return _list(found, path)
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        counted = Counter(name for name, _ in pairs)
+        twice = next(name for name, count in counted.items() if count > 1)
         raise ValueError(f"the key {shorten(twice)!r} is given twice")
     return found
 

@@ -21,10 +21,6 @@ class DeepEpNormal(LawDispatcher):
 
     name = "deepep-normal"
 
-    def calibration(self, group: GroupNetwork) -> str:
-        """One fit for all groups."""
-        return self.name
-
     def runs_on(self, group: GroupNetwork) -> str | None:
         """On NVLink domains."""
         return needs_nvlink(self.name, group)

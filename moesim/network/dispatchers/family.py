@@ -29,13 +29,13 @@ class LawDispatcher(ABC):
     name: str
     settable: bool = True
 
-    @abstractmethod
     def calibration(self, group: GroupNetwork) -> str:
-        """Name of the calibration that holds for this group."""
+        """Name of the calibration that holds for this group: its own unless a law says otherwise."""
+        return self.name
 
-    @abstractmethod
     def runs_on(self, group: GroupNetwork) -> str | None:
-        """Why it cannot run on this group; None where it can."""
+        """Why it cannot run on this group; None where it can: everywhere unless a law says otherwise."""
+        return None
 
     def unfit(self, demand: Demand, group: GroupNetwork) -> str | None:
         """Meant for every demand unless a law says otherwise."""

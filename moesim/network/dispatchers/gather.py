@@ -23,10 +23,6 @@ class AllGatherReduceScatter(LawDispatcher):
         """Inside one domain and across several."""
         return "collectives" if group.domains > 1 else "nccl-domain"
 
-    def runs_on(self, group: GroupNetwork) -> str | None:
-        """Everywhere."""
-        return None
-
     def exchange(
         self, demand: Demand, group: GroupNetwork, payload: Payload, settings: Settings
     ) -> tuple[PortTimes, PortTimes]:

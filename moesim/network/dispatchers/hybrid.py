@@ -16,10 +16,6 @@ class HybridEp(LawDispatcher):
 
     name = "hybrid-ep"
 
-    def calibration(self, group: GroupNetwork) -> str:
-        """One rule for all groups."""
-        return self.name
-
     def runs_on(self, group: GroupNetwork) -> str | None:
         """On NVLink domains; kernels of its kind are ported to xGMI ones."""
         return needs_nvlink(self.name, group, ("xgmi",))

@@ -31,10 +31,6 @@ class DeepEpLowLatency(LawDispatcher):
     name = "deepep-low-latency"
     settable = False
 
-    def calibration(self, group: GroupNetwork) -> str:
-        """One fit for all groups."""
-        return self.name
-
     def runs_on(self, group: GroupNetwork) -> str | None:
         """Where NVLink or a NIC reaches every rank."""
         if group.ranks_per_domain > 1 and group.kind != "nvlink":

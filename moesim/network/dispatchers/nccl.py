@@ -21,10 +21,6 @@ class NcclAllToAll(LawDispatcher):
         """Inside one domain and across several."""
         return "nccl-fabric" if group.domains > 1 else "nccl-domain"
 
-    def runs_on(self, group: GroupNetwork) -> str | None:
-        """Everywhere."""
-        return None
-
     def exchange(
         self, demand: Demand, group: GroupNetwork, payload: Payload, settings: Settings
     ) -> tuple[PortTimes, PortTimes]:

@@ -15,10 +15,6 @@ class OneSidedNvl(LawDispatcher):
 
     name = "one-sided-nvl"
 
-    def calibration(self, group: GroupNetwork) -> str:
-        """One fit for all groups."""
-        return self.name
-
     def runs_on(self, group: GroupNetwork) -> str | None:
         """Where NVLink reaches every rank."""
         return needs_one_rack(self.name, group)

@@ -21,10 +21,6 @@ class TwoSidedNvl(LawDispatcher):
 
     name = "two-sided-nvl"
 
-    def calibration(self, group: GroupNetwork) -> str:
-        """One fit for all groups."""
-        return self.name
-
     def runs_on(self, group: GroupNetwork) -> str | None:
         """Where NVLink reaches every rank."""
         return needs_one_rack(self.name, group)

@@ -11,6 +11,7 @@ from moesim.traces.importers.base import Importer, ImportOptions, Source
 from moesim.traces.importers.csv_rows import CSV
 from moesim.traces.importers.exflow import EXFLOW
 from moesim.traces.importers.hf_router_logits import HF_ROUTER_LOGITS
+from moesim.traces.importers.json_text import MAX_TEXT
 from moesim.traces.importers.megatron import MEGATRON_REPLAY, MEGATRON_TRACE
 from moesim.traces.importers.moe_cap import MOE_CAP
 from moesim.traces.importers.npz import NPZ
@@ -41,6 +42,7 @@ _ALL = (
     CSV,
 )
 IMPORTERS: dict[str, Importer] = {importer.name: importer for importer in _ALL}
+_PACKED = {b"\x1f\x8b": "packed by gzip: unpack it first", b"PK": "an archive of other files than arrays"}
 _PICKLE_HELP = (
     "it is a pickle, which could run code when it is read, so it is not: load it where it was made and write JSON "
     '({"model/expert_counts/domain": [[counts of layer 0], ...]} is read as olmoe-counts) or .npz'
@@ -63,12 +65,13 @@ def read(path: str | os.PathLike[str], format: str | None = None, **options: Any
 
 
 def recognise(source: Source) -> Importer:
-    """The importer of a file's content; raises `FileError` that lists the known formats."""
+    """The importer of a file's content; raises `FileError` that names the known formats."""
     _refuse_empty_or_pickle(source)
     found = next((importer for importer in IMPORTERS.values() if importer.recognises(source)), None)
     if found is None:
-        known = "\n".join(f"  {importer.name}: {importer.reads}" for importer in IMPORTERS.values())
-        raise FileError(f"cannot read {source.path}: {_looks_like(source)}; the known formats are\n{known}")
+        raise FileError(
+            f"cannot read {source.path}: {_looks_like(source)}; the known formats are {', '.join(IMPORTERS)}"
+        )
     return found
 
 
@@ -90,7 +93,10 @@ def _looks_like(source: Source) -> str:
         "json": ("JSON with other keys, or damaged JSON", ("vllm-jsonl", "sglang-routed-experts", "olmoe-counts")),
         "text": ("text without the columns of a known format", ("csv",)),
     }
-    what, nearest = near.get(source.kind, ("of no known kind", ()))
+    packed = next((what for sign, what in _PACKED.items() if source.head.startswith(sign)), "of no known kind")
+    what, nearest = near.get(source.kind, (packed, ()))
+    if source.kind == "json" and source.path.stat().st_size > MAX_TEXT:
+        what = f"JSON of more than {MAX_TEXT >> 20} MiB, or JSON lines with other keys"
     return f"it is {what}" + (f" (nearest: {', '.join(nearest)})" if nearest else "")
 
 

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import os
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
 from moesim.errors import FileError, UserError, nearest_hint, shorten
+from moesim.inputs import source_of
 from moesim.specs.base import Spec
 from moesim.specs.model import RouterSpec
 from moesim.traces.counts import Recording
+from moesim.traces.importers.arrays import zip_names
+from moesim.traces.importers.json_text import MAX_TEXT, parse_json
 from moesim.traces.tensors import is_tensor_file, read_tensors
 from moesim.traces.torch_files import load_torch
 
 Kind = Literal["folder", "tensors", "npy", "npz", "torch", "pickle", "json", "text", "binary", "empty"]
 HEAD = 1 << 16
-MAX_JSON = 1 << 28
+MAX_NAMES = 100_000
 
 
 class ImportOptions(Spec):
@@ -71,18 +73,27 @@ class Source:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        if not self.path.exists():
-            raise FileError(f"cannot read {self.path}: there is no such file or folder")
+        self._is_folder = self.path.is_dir()
+        if not self._is_folder:
+            source_of(self.path)
 
     @cached_property
     def names(self) -> list[str]:
         """Names in the folder; empty for a file."""
-        return sorted(entry.name for entry in self.path.iterdir()) if self.path.is_dir() else []
+        if not self._is_folder:
+            return []
+        try:
+            found = sorted(entry.name for entry in islice(self.path.iterdir(), MAX_NAMES + 1))
+        except OSError as error:
+            raise FileError(f"cannot read {self.path}: {error.strerror or error}") from error
+        if len(found) > MAX_NAMES:
+            raise FileError(f"cannot read {self.path}: the folder holds more than {MAX_NAMES:,} files")
+        return found
 
     @cached_property
     def head(self) -> bytes:
         """The file's first bytes; empty for a folder."""
-        if self.path.is_dir():
+        if self._is_folder:
             return b""
         try:
             with self.path.open("rb") as file:
@@ -94,7 +105,7 @@ class Source:
     def kind(self) -> Kind:
         """What sort of file it is, by its first bytes."""
         head = self.head
-        if self.path.is_dir():
+        if self._is_folder:
             return "folder"
         if not head.strip():
             return "empty"
@@ -103,29 +114,28 @@ class Source:
         if is_tensor_file(head):
             return "tensors"
         if head.startswith(b"PK"):
-            return "npz" if self._zip_of_arrays() else "torch"
+            return self._kind_of_zip()
         if head.startswith(b"\x80"):
             return "torch" if self.path.suffix in (".pt", ".pth") else "pickle"
         if b"\0" in head:
             return "binary"
         return "json" if head.lstrip()[:1] in (b"{", b"[") else "text"
 
-    def _zip_of_arrays(self) -> bool:
-        try:
-            with zipfile.ZipFile(self.path) as archive:
-                return all(name.endswith(".npy") for name in archive.namelist())
-        except (OSError, zipfile.BadZipFile) as error:
-            raise FileError(f"cannot read {self.path}: it is a damaged zip archive: {error}") from error
+    def _kind_of_zip(self) -> Kind:
+        """An archive by its files: only arrays, or torch's pickle and what it refers to, or of another tool."""
+        names = zip_names(self.path)
+        if all(name.endswith(".npy") for name in names):
+            return "npz"
+        return "torch" if any(name == "data.pkl" or name.endswith("/data.pkl") for name in names) else "binary"
 
     @cached_property
     def row(self) -> dict[str, Any]:
         """The first line as a JSON object; empty where it is none."""
         if self.kind != "json":
             return {}
-        line = self._first_line()
         try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
+            value = parse_json(self._first_line(), str(self.path))
+        except FileError:
             return {}
         return value if isinstance(value, dict) else {}
 
@@ -133,18 +143,18 @@ class Source:
         if b"\n" in self.head:
             return self.head.lstrip().partition(b"\n")[0]
         with self.path.open("rb") as file:
-            return file.readline(1 << 28)
+            return file.readline(MAX_TEXT)
 
     @cached_property
     def value(self) -> Any:
         """The whole file as one JSON value; None where it is none, e.g. JSON lines, or is too large for one."""
-        if self.kind != "json" or self.path.stat().st_size > MAX_JSON:
+        if self.kind != "json" or self.path.stat().st_size > MAX_TEXT:
             return None
         if self.row and self.head.strip().count(b"\n"):
             return None
         try:
-            return json.loads(self.path.read_bytes())
-        except (ValueError, RecursionError):
+            return parse_json(self.path.read_bytes(), str(self.path))
+        except FileError:
             return None
 
     @cached_property

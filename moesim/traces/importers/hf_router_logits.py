@@ -66,7 +66,8 @@ def _choose(
     """Choices and weights of a layer [T, K], a piece at a time."""
     experts, weights = [], []
     for begin in range(0, len(scores), _CHUNK):
-        piece = np.asarray(scores[begin : begin + _CHUNK], np.float64)
+        with np.errstate(invalid="ignore"):  # what is no number is told below
+            piece = np.asarray(scores[begin : begin + _CHUNK], np.float64)
         if not np.isfinite(piece).all():
             raise FileError(f"cannot read {path}: a score is not a finite number")
         assignment = rule.choose(piece, bias, Batch())

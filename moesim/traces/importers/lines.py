@@ -5,7 +5,6 @@ N rows (a token, or several tokens, in one layer), T tokens, L layers, K choices
 
 from __future__ import annotations
 
-import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -20,13 +19,16 @@ import pyarrow.json as pj
 from numpy.typing import NDArray
 
 from moesim.errors import FileError, shorten
+from moesim.inputs import source_of
+from moesim.traces.importers.json_text import MAX_TEXT, parse_json
 
 PIECE = 16 << 20
-MAX_LINE = 256 << 20
+MAX_LINE = MAX_TEXT
 MAX_CHOICES = 512
 MAX_NUMBERS = 1 << 31
 MAX_LAYERS = 10_000
-MAX_SPARSE = 64
+MAX_SPARSE = 8
+FREE_NUMBERS = 1 << 24
 Integers = NDArray[np.int64]
 
 
@@ -34,7 +36,7 @@ def pieces(path: Path) -> Iterator[bytes]:
     """The file in pieces of whole lines."""
     rest = b""
     try:
-        with path.open("rb") as file:
+        with source_of(path).open("rb") as file:
             while block := file.read(PIECE):
                 head, newline, tail = block.rpartition(b"\n")
                 if newline:
@@ -99,10 +101,7 @@ def json_rows(path: Path, limit: int = 1 << 24) -> Iterator[dict[str, Any]]:
             number += 1
             if not line.strip():
                 continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise FileError(f"cannot read {path}: line {number:,}: {shorten(str(error))}") from error
+            row = parse_json(line, f"{path}: line {number:,}")
             if not isinstance(row, dict) or number > limit:
                 raise FileError(f"cannot read {path}: line {number:,} is not a JSON object, or one too many")
             yield row
@@ -111,7 +110,7 @@ def json_rows(path: Path, limit: int = 1 << 24) -> Iterator[dict[str, Any]]:
 def first_names(names: pa.Array | pa.ChunkedArray, known: dict[Any, int]) -> Integers:
     """Each name's number in order of first appearance, over all calls with the same `known`."""
     coded = names.combine_chunks() if isinstance(names, pa.ChunkedArray) else names
-    coded = coded.dictionary_encode()
+    coded = coded.dictionary_encode(null_encoding="encode")
     own = [known.setdefault(name, len(known)) for name in coded.dictionary.to_pylist()]
     return np.asarray(np.asarray(own, np.int64)[coded.indices.to_numpy(zero_copy_only=False)])
 
@@ -130,6 +129,7 @@ def lists_to_block(
         raise FileError(f"cannot read {path}: a row has {width:,} choices; at most {MAX_CHOICES} are read")
     if width and (lengths == width).all():
         return np.asarray(values.reshape(-1, width))
+    _refuse_sparse(len(lengths) * width, values.size, path)
     block = np.full((len(lengths), width), fill, kind)
     block[np.arange(width) < lengths[:, None]] = values
     return block
@@ -152,8 +152,7 @@ class Rows:
         if not parts:
             raise FileError(f"cannot read {path}: it holds no row with a choice")
         width = max(part.ids.shape[1] for part in parts)
-        if width * sum(len(part.ids) for part in parts) > MAX_NUMBERS:
-            raise FileError(f"cannot read {path}: it has more than {MAX_NUMBERS:,} choices, shorter rows filled up")
+        _refuse_sparse(width * sum(len(part.ids) for part in parts), sum(part.ids.size for part in parts), path)
         weights = [part.weights for part in parts if part.weights is not None]
         whole = cls(
             key=np.concatenate([part.key for part in parts]),
@@ -250,6 +249,15 @@ def run_lengths(values: Integers) -> Integers:
     """Lengths of the runs of equal values."""
     starts = np.flatnonzero(np.diff(values, prepend=values[0] - 1 if values.size else 0))
     return np.diff(starts, append=values.size)
+
+
+def _refuse_sparse(filled: int, held: int, path: Path) -> None:
+    """Raises where a few long rows would make all the short ones take memory."""
+    if filled > MAX_NUMBERS or filled > max(FREE_NUMBERS, MAX_SPARSE * held):
+        raise FileError(
+            f"cannot read {path}: its rows have {held:,} choices, filled up to one length {filled:,}: more than "
+            f"{MAX_SPARSE} times as many, or than {MAX_NUMBERS:,}"
+        )
 
 
 def _widened(block: NDArray[Any], width: int, fill: int) -> NDArray[Any]:

@@ -134,7 +134,11 @@ def _sequences(
 
 def _replay_recognises(source: Source) -> bool:
     content = source.torch
-    return isinstance(content, list) and bool(content) and all(np.ndim(layer) == 2 for layer in content)
+    return (
+        isinstance(content, list)
+        and bool(content)
+        and all(isinstance(layer, np.ndarray) and layer.ndim == 2 for layer in content)
+    )
 
 
 def _read_replay(source: Source, options: ImportOptions) -> RouterTrace:

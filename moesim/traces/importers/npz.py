@@ -6,7 +6,6 @@ Optional keys: `starts` [S+1] or `lengths` [S], `domain` and `step` [S], `token_
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.errors import FileError, shorten
+from moesim.inputs import source_of
 from moesim.traces.importers.arrays import read_npz
 from moesim.traces.importers.base import Importer, ImportOptions, Source
 from moesim.traces.importers.build import Draft, build, even_lengths
+from moesim.traces.importers.json_text import parse_json
 from moesim.traces.importers.sglang import whole_numbers
 from moesim.traces.trace import RouterTrace
 
@@ -99,11 +100,9 @@ def _listed(
     beside: Path, tokens: int, options: ImportOptions
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], list[str]]:
     try:
-        if beside.stat().st_size > _MAX_JSON:
-            raise FileError(f"cannot read {beside}: it is larger than {_MAX_JSON >> 20} MiB")
-        rows = json.loads(beside.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise FileError(f"cannot read {beside}: {shorten(str(error))}") from error
+        rows = parse_json(source_of(beside, _MAX_JSON).read_bytes(), str(beside))
+    except OSError as error:
+        raise FileError(f"cannot read {beside}: {error.strerror or error}") from error
     if not _is_list_of_sequences(rows) or not all(isinstance(row, dict) for row in rows):
         raise FileError(f"cannot read {beside}: it is not a list of sequences with start and tokens")
     names = [row.get("domain", row.get("dataset", options.domain)) for row in rows]
@@ -114,13 +113,15 @@ def _listed(
         raise FileError(
             f"cannot read {beside}: a sequence's start or tokens is not a whole number, or its domain no text"
         )
+    if not all(0 <= number <= tokens for pair in bounds for number in pair):
+        raise FileError(f"cannot read {beside}: a sequence lies outside the {tokens:,} tokens")
     starts, lengths = np.array(bounds, np.int64).T
     if starts[0] != 0 or lengths.min() < 1 or (starts[:-1] + lengths[:-1] != starts[1:]).any():
         raise FileError(f"cannot read {beside}: its sequences do not follow each other from 0")
     if starts[-1] + lengths[-1] != tokens:
         raise FileError(f"cannot read {beside}: its sequences have {starts[-1] + lengths[-1]:,} tokens, not {tokens:,}")
-    domains = list(dict.fromkeys(names))
-    return lengths, np.array([domains.index(name) for name in names]), domains
+    domains = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return lengths, np.array([domains[name] for name in names]), list(domains)
 
 
 def _check_sizes(path: Path, arrays: dict[str, NDArray[Any]], shape: tuple[int, ...], sequences: int) -> None:

@@ -17,6 +17,7 @@ from moesim.errors import FileError
 from moesim.traces.importers.base import Importer, ImportOptions, Source
 from moesim.traces.importers.build import Draft, build
 from moesim.traces.importers.lines import json_rows
+from moesim.traces.importers.sglang import array_of_lists
 from moesim.traces.trace import RouterTrace
 
 _KEY = "routed_experts"
@@ -41,7 +42,8 @@ def _vllm_recognises(source: Source) -> bool:
 
 
 def _read(source: Source, options: ImportOptions, zeros_are_none: bool, software: str) -> RouterTrace:
-    blocks, domains, domain, empty = [], [options.domain], [], 0
+    blocks, domain, empty = [], [], 0
+    domains: dict[str, int] = {options.domain: 0}
     for number, row in enumerate(json_rows(source.path), 1):
         where = f"{source.path}, line {number:,}"
         value, shape = _found(row)
@@ -52,9 +54,7 @@ def _read(source: Source, options: ImportOptions, zeros_are_none: bool, software
         name = row.get("domain", options.domain)
         if not isinstance(name, str):
             raise FileError(f"cannot read {where}: its domain is not text")
-        if name not in domains:
-            domains.append(name)
-        domain.append(domains.index(name))
+        domain.append(domains.setdefault(name, len(domains)))
     if not blocks:
         raise FileError(f"cannot read {source.path}: no line of it has {_KEY}")
     if len({block.shape[1:] for block in blocks}) > 1:
@@ -64,7 +64,7 @@ def _read(source: Source, options: ImportOptions, zeros_are_none: bool, software
         path=source.path,
         choices=np.concatenate(blocks),
         lengths=np.array([len(block) for block in blocks]),
-        domains=[domains[index] for index in used],
+        domains=[list(domains)[index] for index in used],
         domain=np.searchsorted(used, domain),
         zeros_are_none=zeros_are_none,
         software=software,
@@ -78,11 +78,8 @@ def _choices(value: Any, shape: Any, options: ImportOptions, where: str) -> NDAr
     if isinstance(value, str):
         flat = _decoded(value, where)
         return flat.reshape(_shape(flat.size, shape, options, where))
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise FileError(f"cannot read {where}: the rows of its {_KEY} differ in length") from error
-    if array.ndim != 3 or array.dtype.kind not in "iu":
+    array = array_of_lists(value, f"{where}, {_KEY}")
+    if array.ndim != 3:
         raise FileError(f"cannot read {where}: its {_KEY} are not whole numbers [tokens, layers, choices]")
     if np.abs(array).max(initial=0) > np.iinfo(np.int32).max:
         raise FileError(f"cannot read {where}: an expert's name is out of range")

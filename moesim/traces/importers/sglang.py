@@ -5,6 +5,7 @@ T tokens, L layers, K choices, P physical experts (copies included), E logical o
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -53,19 +54,40 @@ def recordings(source: Source, options: ImportOptions) -> list[dict[str, Any]]:
 
 
 def logical_map(content: dict[str, Any], path: Path) -> NDArray[np.int64]:
-    """The logical expert of each physical one [L, P]."""
+    """The logical expert of each physical one [L, P]; every logical expert has a copy, so there are no more of them."""
     found = whole_numbers(content[_MAP], 2, f"{_MAP} of {path}")
-    if found.size == 0 or found.min() < 0 or found.max() >= 65534:
+    if found.size == 0 or found.min() < 0 or found.max() >= min(65534, found.shape[1]):
         raise FileError(f"cannot read {path}: its map from physical to logical experts is empty or out of range")
     return found
 
 
 def whole_numbers(value: Any, axes: int, where: str) -> NDArray[np.int64]:
-    """An array of whole numbers with so many axes."""
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise FileError(f"cannot read {where}: its rows differ in length") from error
+    """An array of whole numbers with so many axes, of an array or of lists."""
+    array = value if isinstance(value, np.ndarray) else array_of_lists(value, where)
     if array.ndim != axes or array.dtype.kind not in "iu":
         raise FileError(f"cannot read {where}: not whole numbers with {axes} axes (shape {array.shape}, {array.dtype})")
     return array.astype(np.int64)
+
+
+def array_of_lists(value: Any, where: str) -> NDArray[Any]:
+    """Lists of whole numbers, or lists of such lists, as an array; numpy itself would take texts and mappings too.
+
+    Raises `FileError` where anything else is in them, or lists side by side differ in length.
+    """
+    shape, flat = [], [value]
+    while flat and isinstance(flat[0], list):
+        lengths = {len(inner) if isinstance(inner, list) else -1 for inner in flat}
+        if len(lengths) > 1:
+            raise FileError(f"cannot read {where}: its rows differ in length")
+        shape.append(lengths.pop())
+        flat = list(chain.from_iterable(flat))
+    try:
+        if flat and all(isinstance(row, np.ndarray) and row.dtype.kind in "iu" for row in flat):
+            return np.stack(flat).reshape((*shape, *flat[0].shape))
+        if not set(map(type, flat)) <= {int}:
+            raise FileError(f"cannot read {where}: not whole numbers")
+        return np.array(flat, np.int64).reshape(shape)
+    except (OverflowError, ValueError) as error:
+        if isinstance(error, FileError):
+            raise
+        raise FileError(f"cannot read {where}: a number is out of range, or rows differ in length") from error

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from moesim.errors import FileError
 from moesim.traces.counts import RouterCounts
 from moesim.traces.importers.base import Importer, ImportOptions, Source
-from moesim.traces.importers.sglang import logical_map, recordings, records_of, sample, whole_numbers
+from moesim.traces.importers.sglang import array_of_lists, logical_map, recordings, records_of, sample, whole_numbers
 from moesim.traces.trace import TraceMeta
 
 _COUNT = "global_physical_count"
@@ -60,11 +60,10 @@ def _read_stat(source: Source, options: ImportOptions) -> RouterCounts:
     content = source.value if source.kind == "json" else source.torch
     if not isinstance(content, dict) or "logical_count" not in content:
         raise FileError(f"cannot read {source.path}: it holds no logical_count")
-    try:
-        axes = np.ndim(content["logical_count"])
-    except ValueError as error:
-        raise FileError(f"cannot read {source.path}: the rows of logical_count differ in length") from error
-    counts = whole_numbers(content["logical_count"], max(2, min(axes, 3)), f"logical_count of {source.path}")
+    where = f"logical_count of {source.path}"
+    told = content["logical_count"]
+    table = told if isinstance(told, np.ndarray) else array_of_lists(told, where)
+    counts = whole_numbers(table, max(2, min(table.ndim, 3)), where)
     counts = counts[None] if counts.ndim == 2 else counts
     return counts_of(counts, np.arange(len(counts)), source, options, [])
 

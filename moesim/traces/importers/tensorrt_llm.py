@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.errors import FileError, shorten
+from moesim.inputs import source_of
 from moesim.traces.counts import RouterCounts
 from moesim.traces.importers.base import Importer, ImportOptions, Source
+from moesim.traces.importers.json_text import parse_json
 from moesim.traces.tensors import read_tensors
 from moesim.traces.trace import TraceMeta
 
@@ -65,11 +66,9 @@ def _wanted(found: re.Match[str], options: ImportOptions) -> bool:
 def _model(path: Path) -> tuple[int, int]:
     """Experts of a layer, and choices of a token."""
     try:
-        if path.stat().st_size > _MAX_META:
-            raise FileError(f"cannot read {path}: it is larger than {_MAX_META >> 20} MiB")
-        meta = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise FileError(f"cannot read {path}: {shorten(str(error))}") from error
+        meta = parse_json(source_of(path, _MAX_META).read_bytes(), str(path))
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror or error}") from error
     numbers = [meta.get(name) if isinstance(meta, dict) else None for name in ("num_experts", "num_experts_per_token")]
     if not all(type(number) is int and 1 <= number < 65535 for number in numbers):
         raise FileError(f"cannot read {path}: it does not say num_experts and num_experts_per_token")

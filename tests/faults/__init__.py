@@ -1,0 +1,1 @@
+"""Faults on purpose: processes killed at any moment, machines that refuse. `python -m tests.faults kills`."""
