@@ -88,7 +88,8 @@ def test_more_bandwidth_is_never_slower(link: str, document: Document, factor: f
     """With two choices pinned, which go by what is quickest alone: `auto` takes the quickest exchange, whatever SMs it
     holds, and layers are cut into stages by what they cost, whatever the ends wait for. And with the host's time aside:
     it is laid over a layer's parts in proportion, so that a part that shrinks leaves more of it to the others: to rows
-    beyond the mean, and to a forward that runs twice. With it at most a tenth, in layers that are called host-bound."""
+    beyond the mean, and to a forward that runs twice. With it at most a tenth, in layers that are called host-bound. A
+    quicker exchange also takes more of the memory's bandwidth from what runs beside it, for less time."""
     path, of = BANDWIDTHS[link]
     plain = pinned(document)
     own = of(moesim.load(plain).cluster)
@@ -100,7 +101,8 @@ def test_more_bandwidth_is_never_slower(link: str, document: Document, factor: f
     assert fast.summary["step_time"].value <= most
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prices, "issue_seconds", lambda *_: 0.0)
-        assert seconds(plain, wider) <= seconds(plain) * SLACK
+        beside = plain["overlap"].get("interference", "none") != "none"
+        assert seconds(plain, wider) <= seconds(plain) * (1.002 if beside else SLACK)
 
 
 @settings(few, max_examples=25)

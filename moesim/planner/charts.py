@@ -86,11 +86,12 @@ def _cloud(
     data: Any, table: dict[str, NDArray[Any]], places: NDArray[Any], x: alt.X, cost: str, told: str
 ) -> ChartType:
     """Candidates at `places` against cost, by GPU, the front large; a click picks one, its tooltip says `told` too."""
+    digits = "~s" if float(table["cost"][places].max(initial=0.0)) >= 1e3 else "~g"  # no thousandths of a dollar
     found: ChartType = alt.Chart(data).mark_point(filled=True, cursor="pointer")
     found = found.add_params(alt.selection_point(name=PICKED, fields=["place"], on="click", clear="dblclick"))
     found = found.encode(
         x=x,
-        y=alt.Y("cost:Q", axis=style.axis(cost, format="~s"), scale=_log(table["cost"][places])),
+        y=alt.Y("cost:Q", axis=style.axis(cost, format=digits), scale=_log(table["cost"][places])),
         color=alt.Color(
             "gpu:N",
             legend=style.legend(orient="top", columns=3, values=sorted(set(map(str, table["gpu"][places])))),

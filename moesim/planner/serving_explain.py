@@ -129,6 +129,7 @@ class Words:
         parts = self.parts(winner, other)
         if abs(share) < LEVEL:
             least = "it keeps farther from the latency limits" if self.tight(winner) else "it answers sooner"
+            least = least if winner.road == other.road else f"by the closed form, which judged both, {least}"
             found = [f"The winner and {head} are level; the winner stands first because {least}: {parts}."]
             return [*found, "Either will do: measure both."]
         if share < 0:  # the winner was simulated and the runner-up was not
@@ -156,9 +157,10 @@ class Words:
         """Latencies of both, and which parts of an iteration are smaller, which larger."""
         said = []
         for name, short in (("time_to_first_token", "first token"), ("time_per_output_token", "per output token")):
-            if name in winner.summary and name in other.summary:
-                pair = (show(row.summary[name].value, "s") for row in (winner, other))
-                said.append(f"{short} {' against '.join(pair)}")
+            mean = f"{name}_mean"  # which both roads tell
+            if mean in winner.summary and mean in other.summary:
+                pair = (show(row.summary[mean].value, "s") for row in (winner, other))
+                said.append(f"mean {short} {' against '.join(pair)}")
         alike = winner.road == other.road and len(winner.scenario.pools) == len(other.scenario.pools)
         names = dict.fromkeys([*winner.breakdown, *other.breakdown] if alike else [])
         change = {name: winner.breakdown.get(name, 0.0) - other.breakdown.get(name, 0.0) for name in names}

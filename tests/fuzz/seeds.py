@@ -73,7 +73,7 @@ def calibrations() -> list[bytes]:
     for path in sorted(DATA.glob("calibrations/*.yaml")):
         document = yaml.load(path.read_bytes(), Loader=yaml.CSafeLoader)
         found += [yaml.safe_dump({name: entry}).encode() for name, entry in document.items() if name != "sources"]
-    return sorted(found, key=len)[:40]
+    return sorted(found, key=len)[:28]
 
 
 def huggingface() -> list[bytes]:
