@@ -4,7 +4,8 @@ The footer is the writer's word. A page says again how large it is unpacked, in 
 lie: the reader unpacks just so much or fails. Repetition (a billion rows of one value in a few bytes) is bounded by the
 rows, for only plain columns are read, and by reading texts as numbers of the texts that there are.
 
-The page's header is thrift's compact protocol (apache/parquet-format, PageHeader: fields 2 and 3 are its sizes).
+Footer and page headers are read by our own `thrift`: of some damaged footers pyarrow's accessors of row groups and
+columns end the process, where its reader only refuses.
 """
 
 from __future__ import annotations
@@ -21,12 +22,21 @@ import pyarrow.parquet as pq
 
 from moesim.errors import FileError, shorten
 from moesim.inputs import source_of
+from moesim.thrift import LENGTH, Wanted, read_struct
 
 MAX_FOOTER = 8 << 20
 MAX_PAGES = 200_000
 _HEAD = 1 << 16
-_BOOLEANS, _BYTE, _WHOLE, _DOUBLE, _BINARY, _LISTS, _STRUCT = (1, 2), 3, (4, 5, 6), 7, 8, (9, 10), 12
-_DEPTH, _CELL = 8, 8
+_CELL = 8
+# Fields of apache/parquet-format's parquet.thrift: FileMetaData, RowGroup, ColumnChunk, ColumnMetaData, PageHeader.
+_SCHEMA, _GROUPS = 2, 4
+_COLUMNS, _ROWS = 1, 3
+_COLUMN = 3
+_VALUES, _PACKED, _DATA_PAGES, _DICTIONARY_PAGE = 5, 7, 9, 11
+_CHUNK: Wanted = {_COLUMN: dict.fromkeys((_VALUES, _PACKED, _DATA_PAGES, _DICTIONARY_PAGE))}
+_FOOTER: Wanted = {_GROUPS: {_COLUMNS: _CHUNK, _ROWS: None}}
+_PAGE: Wanted = {2: None, 3: None}
+_Fields = dict[int, Any]
 _UNSOUND = (pa.ArrowException, OSError, ValueError, OverflowError, KeyError)
 
 
@@ -43,11 +53,11 @@ def read_parquet(path: str | os.PathLike[str], most: Most, columns: Sequence[str
     """The table of a file, or these of its columns; raises `FileError` where it is none, or takes more than `most`."""
     source = source_of(path)
     try:
-        _check_footer(source, most)
+        groups = _check_footer(source, most)
         with pq.ParquetFile(source) as file:
             schema = file.schema_arrow
             texts = _check_columns(file.metadata, source, most)
-            _check_pages(file.metadata, source, most.size)
+            _check_pages(groups, file.metadata.num_rows, source, most.size)
         absent = [name for name in columns or () if name not in schema.names]
         if absent:
             raise FileError(f"cannot read {source}: it has no column {absent[0]}")
@@ -94,40 +104,30 @@ def _written_out(chunk: pa.DictionaryArray) -> int:
     return int(pc.sum(lengths.take(chunk.indices)).as_py() or 0)
 
 
-def _check_footer(source: Path, most: Most) -> None:
-    """The footer of a plain table names its columns and no more; a schema of a million levels takes minutes to read."""
+def _check_footer(source: Path, most: Most) -> list[_Fields]:
+    """The row groups in the footer, of a table whose footer names its columns and no more: a schema of a million levels
+    takes minutes to read."""
     with source.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(0, end - 8))
         tail = file.read(8)
         length = int.from_bytes(tail[:4], "little")
+        if len(tail) < 8 or tail[4:] != b"PAR1" or length > end:
+            raise FileError(f"cannot read {source}: it is no sound Parquet file, or it was cut")
+        if length > MAX_FOOTER:
+            raise FileError(f"cannot read {source}: its footer is larger than {MAX_FOOTER >> 20} MiB")
         file.seek(max(0, end - 8 - length))
-        head = file.read(_HEAD)
-    if len(tail) < 8 or tail[4:] != b"PAR1" or length > end:
-        raise FileError(f"cannot read {source}: it is no sound Parquet file, or it was cut")
-    if length > MAX_FOOTER:
-        raise FileError(f"cannot read {source}: its footer is larger than {MAX_FOOTER >> 20} MiB")
+        data = file.read(length)
     try:
-        named = _schema_length(head)
-    except (IndexError, ValueError) as error:
+        named = read_struct(data, 0, {_SCHEMA: LENGTH})[0][_SCHEMA]
+        groups = [] if named > most.columns + 1 else read_struct(data, 0, _FOOTER)[0][_GROUPS]
+    except (IndexError, ValueError, KeyError) as error:
         raise FileError(f"cannot read {source}: it is no sound Parquet file: its footer is damaged") from error
     if named > most.columns + 1:
         raise FileError(
             f"cannot read {source}: it names {named - 1:,} columns and levels; at most {most.columns:,} are read"
         )
-
-
-def _schema_length(data: bytes) -> int:
-    """Entries of the schema, the footer's second field: the root, and one a column of a plain table."""
-    at = field = 0
-    while data[at]:
-        step, kind = data[at] >> 4, data[at] & 15
-        at += 1
-        field, at = (field + step, at) if step else _number(data, at)
-        if field == 2 and kind in _LISTS:
-            return data[at] >> 4 if data[at] >> 4 < 15 else _unsigned(data, at + 1)[0]
-        at = _skipped(data, at, kind, 0)
-    raise ValueError("no schema")
+    return list(groups)
 
 
 def _check_columns(metadata: Any, source: Path, most: Most) -> list[str]:
@@ -150,17 +150,16 @@ def _check_columns(metadata: Any, source: Path, most: Most) -> list[str]:
     return [column.name for column in columns if column.physical_type == "BYTE_ARRAY"]
 
 
-def _check_pages(metadata: Any, source: Path, most: int) -> None:
+def _check_pages(groups: Sequence[_Fields], rows: int, source: Path, most: int) -> None:
     """Adds up what the pages declare, and holds the row groups against the file."""
-    groups = [metadata.row_group(place) for place in range(metadata.num_row_groups)]
-    if sum(group.num_rows for group in groups) != metadata.num_rows or any(group.num_rows < 0 for group in groups):
+    if sum(group[_ROWS] for group in groups) != rows or any(group[_ROWS] < 0 for group in groups):
         raise FileError(f"cannot read {source}: its footer contradicts itself about its rows")
     left, pages = most, MAX_PAGES
     with source.open("rb") as file:
         for group in groups:
-            for place in range(group.num_columns):
-                column = group.column(place)
-                if column.num_values != group.num_rows:
+            for chunk in group[_COLUMNS]:
+                column = chunk[_COLUMN]
+                if column[_VALUES] != group[_ROWS]:
                     raise FileError(f"cannot read {source}: its footer contradicts itself about its values")
                 for size in _pages(file.fileno(), column, source):
                     left, pages = left - size, pages - 1
@@ -170,93 +169,17 @@ def _check_pages(metadata: Any, source: Path, most: int) -> None:
                         )
 
 
-def _pages(file: int, column: Any, source: Path) -> Iterator[int]:
+def _pages(file: int, column: _Fields, source: Path) -> Iterator[int]:
     """Bytes of each page of a column chunk, unpacked, by its own header."""
-    starts = [column.data_page_offset, column.dictionary_page_offset or column.data_page_offset]
-    at = min(starts)
-    end = at + column.total_compressed_size
+    at = min(column[_DATA_PAGES], column.get(_DICTIONARY_PAGE) or column[_DATA_PAGES])
+    end = at + column[_PACKED]
     while at < end:
         try:
-            length, unpacked, packed = _page_header(os.pread(file, _HEAD, at))
+            header, length = read_struct(os.pread(file, _HEAD, at), 0, _PAGE)
         except (IndexError, ValueError) as error:
             raise FileError(f"cannot read {source}: a page of it has no sound header") from error
+        unpacked, packed = (header.get(field, 0) for field in _PAGE)
         if unpacked < 0 or packed < 0:
             raise FileError(f"cannot read {source}: a page of it declares a negative size")
         yield unpacked
         at += length + packed
-
-
-def _page_header(data: bytes) -> tuple[int, int, int]:
-    """Length of the header, and of its page unpacked and packed."""
-    sizes = {2: 0, 3: 0}
-    at = field = 0
-    while data[at]:
-        step, kind = data[at] >> 4, data[at] & 15
-        at += 1
-        field, at = (field + step, at) if step else _number(data, at)
-        if field in sizes and kind in _WHOLE:
-            sizes[field], at = _number(data, at)
-        else:
-            at = _skipped(data, at, kind, 0)
-    return at + 1, sizes[2], sizes[3]
-
-
-def _number(data: bytes, at: int) -> tuple[int, int]:
-    """A signed whole number, and where it ends."""
-    value, at = _unsigned(data, at)
-    return (value >> 1) ^ -(value & 1), at
-
-
-def _unsigned(data: bytes, at: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = data[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-    raise ValueError("a number of too many bytes")
-
-
-def _skipped(data: bytes, at: int, kind: int, depth: int) -> int:
-    """Where a value of that kind ends."""
-    if depth > _DEPTH:
-        raise ValueError("nested too deeply")
-    if kind in _BOOLEANS:
-        return at
-    if kind == _BYTE:
-        return at + 1
-    if kind in _WHOLE:
-        return _unsigned(data, at)[1]
-    if kind == _DOUBLE:
-        return at + 8
-    if kind == _BINARY:
-        length, at = _unsigned(data, at)
-        return at + length
-    if kind in _LISTS:
-        return _skipped_list(data, at, depth)
-    if kind == _STRUCT:
-        return _skipped_struct(data, at, depth)
-    raise ValueError("a kind that page headers do not hold")
-
-
-def _skipped_list(data: bytes, at: int, depth: int) -> int:
-    count, kind = data[at] >> 4, data[at] & 15
-    at += 1
-    if count == 15:
-        count, at = _unsigned(data, at)
-    for _ in range(min(count, len(data))):
-        at = at + 1 if kind in _BOOLEANS else _skipped(data, at, kind, depth + 1)
-        if at > len(data):
-            raise ValueError("a list that goes on")
-    return at
-
-
-def _skipped_struct(data: bytes, at: int, depth: int) -> int:
-    while data[at]:
-        step, kind = data[at] >> 4, data[at] & 15
-        at += 1
-        if not step:
-            at = _unsigned(data, at)[1]
-        at = _skipped(data, at, kind, depth + 1)
-    return at + 1

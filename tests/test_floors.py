@@ -17,6 +17,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "errors",
         "files",
         "inputs",
+        "thrift",
         "parquet_files",
         "units",
         "garbage",

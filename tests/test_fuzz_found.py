@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -190,6 +194,25 @@ class TestRecordings:
         np.save(tmp_path / "x.npy", scores)
         with pytest.raises(FileError, match="not a finite number"):
             read(tmp_path / "x.npy", router={"rule": "softmax-top-k"}, top_k=2)
+
+
+def test_a_damaged_parquet_file_does_not_end_the_process(tmp_path: Path) -> None:
+    """Its schema says that no value may be absent, its statistics count the absent ones: pyarrow's accessor of such a
+    column aborts, where its reader refuses."""
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"timestamp": [0.0, 1.0], "input_tokens": [1, 2], "output_tokens": [1, 2]}), path)
+    data = path.read_bytes()
+    optional, required = (b"\x25" + kind + b"\x18\x09timestamp" for kind in (b"\x02", b"\x00"))
+    assert optional in data
+    path.write_bytes(data.replace(optional, required))
+    with pytest.raises(OSError, match="histogram"):
+        pq.read_table(path)
+    code = (
+        "from moesim.serving.trace_file import read_trace; from pathlib import Path\n"
+        f"try: read_trace(Path({str(path)!r}))\nexcept ValueError as error: print(type(error).__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "FileError\n"), done.stderr
 
 
 def test_a_fitted_profile_with_infinities(tmp_path: Path) -> None:

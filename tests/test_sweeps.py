@@ -286,7 +286,7 @@ def test_a_saved_sweep_reads_back(tmp_path: Path) -> None:
     assert (again.fields, again.metrics, again.counts) == (found.fields, found.metrics, found.counts)
     data = (tmp_path / "new" / "sweep.parquet").read_bytes()
     (tmp_path / "new" / "sweep.parquet").write_bytes(data[: len(data) // 2])
-    with pytest.raises(FileError, match="cannot read .*sweep.parquet: it is no sound Parquet file"):
+    with pytest.raises(FileError, match=r"cannot read .*sweep\.parquet: it is no sound"):
         Sweep.load(tmp_path / "new")
     with pytest.raises(FileError, match="cannot read a sweep"):
         Sweep.load(tmp_path / "nowhere")

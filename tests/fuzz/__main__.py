@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _BATCH = 2000
 _PATROL, _STUCK = 200, 1200
+LAST = "last-input"
+"""What stays in the folder `moesim-fuzz-*` of temporary files where an input ends the whole process."""
 
 
 def main() -> int:
@@ -71,6 +73,7 @@ def _warm(target: Target, words: Words, watch: Guard, found: Findings) -> None:
 def _one(target: Target, data: bytes, watch: Guard, found: Findings) -> None:
     if found.inputs % _PATROL == 0:  # the guard's own alarm waits for Python; this one does not
         faulthandler.dump_traceback_later(_STUCK, exit=True)
+    (watch.folder / LAST).write_bytes(data)
     found.add(data, watch(target.run, data))
 
 
