@@ -288,7 +288,7 @@ def test_a_saved_sweep_reads_back(tmp_path: Path) -> None:
     (tmp_path / "new" / "sweep.parquet").write_bytes(data[: len(data) // 2])
     with pytest.raises(FileError, match=r"cannot read .*sweep\.parquet: it is no sound"):
         Sweep.load(tmp_path / "new")
-    with pytest.raises(FileError, match="cannot read a sweep"):
+    with pytest.raises(FileError, match="nowhere"):
         Sweep.load(tmp_path / "nowhere")
     pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "new" / "sweep.parquet")
     with pytest.raises(FileError, match="not the table of a sweep"):
