@@ -10,7 +10,7 @@ from scipy.special import exp1
 from test_capacity_overflow import mix, word_of
 
 from moesim.routing import _capacity_kernels as kernels
-from moesim.routing.capacity import DIALECTS
+from moesim.routing.capacity import DIALECTS, CapacityRule
 from moesim.routing.overflow import _falling, gates_of
 
 STEP, WORD = 0x9E3779B97F4A7C15, 2**64 - 1
@@ -209,3 +209,9 @@ def test_tutel_rounds_tokens_up_to_whole_ones_of_each_expert() -> None:
     """64 tokens over 16 experts are 4, 65 are 5, each of two choices by itself."""
     found = [DIALECTS["tutel"].rows(1.0, tokens, 16, 2) for tokens in (64, 65, 80, 81)]
     assert found == [8, 10, 10, 12]
+
+
+def test_only_those_who_say_so_stop_at_the_number_of_tokens() -> None:
+    found = {name: rule.rows(64.0, 10, 2, 1) for name, rule in DIALECTS.items()}
+    assert found == {**dict.fromkeys(DIALECTS, 320), "mesh-tf": 10}
+    assert not CapacityRule(1.0, DIALECTS["megatron"]).per_rank

@@ -51,7 +51,7 @@ def _tensors(data: bytes, random: Random, words: Words) -> bytes | None:
         _spoil(body, random)
     elif isinstance(header, dict):
         _header(header, random, words)
-    text = json.dumps(header).encode()
+    text = json.dumps(header, default=str).encode()
     stated = len(text) if random.randrange(12) else random.choice((0, 1, len(text) + 8, 1 << 40, 2**64 - 1))
     return stated.to_bytes(8, "little") + text + bytes(body)
 
@@ -65,7 +65,7 @@ def _header(header: dict[str, Any], random: Random, words: Words) -> None:
     except (ValueError, TypeError, RecursionError):
         inner = None
     if isinstance(inner, dict) and random.randrange(2):
-        texts[name] = json.dumps(changed_tree(inner, random, words))
+        texts[name] = json.dumps(changed_tree(inner, random, words), default=str)
     else:
         changed_tree(header, random, words)
 

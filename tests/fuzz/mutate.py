@@ -90,7 +90,7 @@ def changed_document(data: bytes, random: Random, words: Words) -> bytes | None:
     document = changed_tree(document, random, words)
     try:
         if data.lstrip()[:1] in (b"{", b"["):
-            return json.dumps(document).encode()
+            return json.dumps(document, default=str).encode()
         return yaml.dump(document, Dumper=_DUMPER, sort_keys=False, allow_unicode=True).encode()
     except (TypeError, ValueError, yaml.YAMLError, RecursionError):
         return None
@@ -103,7 +103,7 @@ def changed_lines(data: bytes, random: Random, words: Words) -> bytes | None:
     row = read_json(lines[place])
     if not row:
         return None
-    lines[place] = json.dumps(changed_tree(row, random, words)).encode()
+    lines[place] = json.dumps(changed_tree(row, random, words), default=str).encode()
     return b"\n".join(lines)
 
 

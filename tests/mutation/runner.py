@@ -21,6 +21,7 @@ from mutants import Mutant
 
 MEMORY = 6 << 30
 WAITING = 50  # a busy machine gives a niced process little time
+KILLING = (pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED)  # the latter where a test file does not import
 PLAIN = ("-q", "--assert=plain", "-p", "no:cacheprovider", "-p", "_hypothesis_pytestplugin", "-o", "addopts=")
 KILLED, SURVIVED, TIMEOUT, INVALID = "killed", "survived", "timeout", "invalid"
 
@@ -95,12 +96,12 @@ def judge(root: Path, mutant: Mutant, tests: Sequence[str], limit: float) -> tup
 
 
 def outcome_of(child: int, limit: float) -> str:
-    """What a child's end says of its mutant."""
+    """What a child's end says of its mutant: a failed test or a crash kills, a run without any test does not."""
     status = _wait(child, WAITING * limit)
-    code = None if status is None else os.waitstatus_to_exitcode(status)
-    if code in (None, -signal.SIGXCPU, -signal.SIGKILL):
+    code = -signal.SIGKILL if status is None else os.waitstatus_to_exitcode(status)
+    if code in (-signal.SIGXCPU, -signal.SIGKILL):
         return TIMEOUT
-    return SURVIVED if code == 0 else KILLED
+    return KILLED if code in KILLING or code < 0 else SURVIVED
 
 
 def restrain(limit: float) -> None:

@@ -65,7 +65,7 @@ def _judged(job: Job, items: Sequence[pytest.Item]) -> tuple[str, float, str]:
 
 def _child(job: Job, items: Sequence[pytest.Item], writer: int) -> None:
     """Runs the tests until one fails and leaves with 1 then, else with 0; never returns."""
-    code = 1
+    code = 70
     try:
         restrain(job.limit)
         np.seterr(over="ignore")
@@ -73,6 +73,7 @@ def _child(job: Job, items: Sequence[pytest.Item], writer: int) -> None:
         for item in items:
             if any(report.failed for report in runtestprotocol(item, nextitem=None, log=False)):
                 os.write(writer, item.nodeid.encode()[:2000])
+                code = 1
                 break
         else:
             code = 0
