@@ -6,7 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from shared import links, shown
+from shared import links, reach, shown
 from shared.pages import HOME, PAGES
 from views import catalog, compare, plan, sweep, traces, validation, what_if
 
@@ -26,6 +26,7 @@ pages = {
     path: st.Page(DRAWN[path], title=title, icon=icon, url_path=path, default=path == HOME)
     for path, (title, icon) in PAGES.items()
 }
+reach.settle()
 links.register(pages)
 st.html(shown.style())
 st.navigation(list(pages.values()), position="top").run()

@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 from starlette.routing import Route
 
+from shared import reach
 from shared.pages import HOME, PAGES
 
 _SETTING = "<script>window.__streamlit = { BACKEND_BASE_URL: window.location.origin }</script>"
@@ -38,7 +39,8 @@ async def page(request: Request) -> HTMLResponse:
 
 @asynccontextmanager
 async def _warmed(served: st.App) -> AsyncGenerator[None]:
-    """Loads what the first page needs while the reader still opens the browser."""
+    """Warns where it must, and loads what the first page needs while the reader still opens the browser."""
+    reach.settle()
     Thread(target=import_module, args=("views.what_if",), daemon=True).start()
     yield
 

@@ -30,11 +30,6 @@ def dashboard(port: Port = PORT, address: Address = HOME) -> int:
         raise MissingPackageError("the dashboard needs streamlit: pip install 'moesim[app]'")
     main = shipped.app().with_name("server.py")
     _require_free(address, port)
-    if not is_loopback(address):
-        say(
-            f"warning: on {address} anyone who reaches this machine can use the dashboard; it asks for no password, "
-            "scenarios may then name entries of the catalog and uploads, but no files of this machine"
-        )
     say(f"the dashboard is at http://{_named(address)}:{port} (Ctrl-C ends it)")
     return _run(command(main, port, address))
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,29 @@ def secret(tmp_path: Path) -> Path:
 
 def said(app: Any) -> str:
     return messages(app).replace("\\", "")
+
+
+@pytest.mark.parametrize(("address", "warned"), [("0.0.0.0", 1), ("127.0.0.1", 0)])
+def test_the_app_alone_warns_once_of_a_wider_address(
+    address: str, warned: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with listening_on(address):
+        if "shared.reach" in sys.modules:  # an earlier test may have been warned
+            sys.modules["shared.reach"].settle.cache_clear()
+        for _ in range(2):
+            assert not open_page("validation").exception
+    assert capsys.readouterr().err.count("warning: on 0.0.0.0") == warned
+
+
+@pytest.mark.usefixtures("opened_wider")
+def test_a_page_of_elsewhere_that_asks_for_a_connection_is_refused_without_asking_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net_util, server_util = import_module("streamlit.net_util"), import_module("streamlit.web.server.server_util")
+    assert not open_page("validation").exception
+    monkeypatch.setattr(net_util, "_make_blocking_http_get", lambda *_, **__: pytest.fail("it asks another host"))
+    assert not server_util.is_url_from_allowed_origins("http://elsewhere.example")
+    assert server_util.is_url_from_allowed_origins("http://localhost:8501")
 
 
 @pytest.mark.usefixtures("opened_wider")

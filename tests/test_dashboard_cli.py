@@ -11,7 +11,7 @@ import sys
 import time
 import tomllib
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,8 +33,8 @@ def free_port() -> int:
 
 
 @contextmanager
-def served(folder: Path, port: int, *more: str) -> Iterator[subprocess.Popen[str]]:
-    words = [sys.executable, "-m", "moesim", "dashboard", "--port", str(port), *more]
+def served(folder: Path, port: int, *more: str, instead: Sequence[str] = ()) -> Iterator[subprocess.Popen[str]]:
+    words = [*(instead or [sys.executable, "-m", "moesim", "dashboard", "--port", str(port)]), *more]
     pipe = subprocess.PIPE
     process = subprocess.Popen(words, cwd=folder, text=True, stdout=pipe, stderr=pipe, preexec_fn=hears)
     try:
@@ -96,19 +96,17 @@ def test_the_end_of_the_verb_is_the_end_of_the_server(tmp_path: Path) -> None:
         urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=2)
 
 
-def test_a_wider_address_is_warned_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    asked: list[list[str]] = []
-    monkeypatch.setattr(dashboard_cli, "_run", lambda words: asked.append(words) or 0)
-    monkeypatch.setattr(dashboard_cli, "find_spec", lambda name: object())
+@needs_streamlit
+@pytest.mark.parametrize("way", ["moesim dashboard", "streamlit run"])
+def test_a_wider_address_is_warned_of_once_however_it_is_started(way: str, tmp_path: Path) -> None:
     port = free_port()
-    assert dashboard_cli.dashboard(port, "0.0.0.0") == 0
-    said = capsys.readouterr().err
-    assert "warning" in said
+    main = str(shipped.app().with_name("server.py"))
+    run = [sys.executable, "-m", "streamlit", "run", main, "--server.port", str(port)] if way == "streamlit run" else []
+    with served(tmp_path, port, "--address" if not run else "--server.address", "0.0.0.0", instead=run) as process:
+        assert healthy(process, port), process.stderr
+        said = interrupt(process)[1]
+    assert said.count("warning: on 0.0.0.0 anyone who reaches this machine can use the dashboard") == 1
     assert "asks for no password" in said
-    assert f"http://127.0.0.1:{port}" in said
-    assert asked[0][asked[0].index("--server.address") + 1] == "0.0.0.0"
-    assert dashboard_cli.dashboard(port, "127.0.0.1") == 0
-    assert "warning" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

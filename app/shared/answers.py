@@ -24,7 +24,7 @@ from moesim.results.assemble import require_memory
 from moesim.scenario.loading import AnyScenario, load_serving, load_training, override_key
 from moesim.scenario.serving import ServingScenario
 from moesim.serving.result import ServingResult
-from shared import files
+from shared import files, reach
 
 T = TypeVar("T")
 
@@ -114,13 +114,13 @@ def scenario(name: str, settings: tuple[str, ...] = ()) -> Answer[moesim.Scenari
     if name not in known:
         return Answer(problems=(Problem("scenario", f"no scenario {shorten(name)!r} is shipped"),))
     ask = lambda: _read(known[name], settings, load_training)  # noqa: E731
-    return kept("scenarios", ESTIMATES).get((name, settings, files.opened_wider()), ask)
+    return kept("scenarios", ESTIMATES).get((name, settings, reach.opened_wider()), ask)
 
 
 def serving(name: str, settings: tuple[str, ...] = ()) -> Answer[ServingScenario]:
     """The shipped serving scenario `name` with overrides applied."""
     ask = lambda: _read(serving_files()[name], settings, load_serving)  # noqa: E731
-    return kept("scenarios", ESTIMATES).get((name, settings, files.opened_wider()), ask)
+    return kept("scenarios", ESTIMATES).get((name, settings, reach.opened_wider()), ask)
 
 
 def _read(path: Path, settings: tuple[str, ...], load: Callable[[Path, tuple[str, ...]], T]) -> Answer[T]:
@@ -133,7 +133,7 @@ def _read(path: Path, settings: tuple[str, ...], load: Callable[[Path, tuple[str
 
 def own_scenario(text: str, name: str, settings: tuple[str, ...] = ()) -> Answer[AnyScenario]:
     """The scenario in the text of a YAML file that the reader brought, with overrides applied."""
-    key = (hashlib.blake2b(text.encode(), digest_size=16).hexdigest(), name, settings, files.opened_wider())
+    key = (hashlib.blake2b(text.encode(), digest_size=16).hexdigest(), name, settings, reach.opened_wider())
 
     def ask() -> AnyScenario:
         document = parse_mapping(text, name)

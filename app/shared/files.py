@@ -13,18 +13,13 @@ import streamlit as st
 
 from moesim import catalog
 from moesim.catalog import recorded
-from moesim.dashboard_cli import is_loopback
 from moesim.errors import Problem, UserError, shorten
 from moesim.scenario.loading import override_key
+from shared.reach import opened_wider
 
 # Keys of a scenario whose value may be a path. What a name may stand for is in the catalog.
 KEYS = ("trace", "fitted", "planned_from", "huggingface", "calibration", "path")
 _DEPTH = 40
-
-
-def opened_wider() -> bool:
-    """Whether other machines may reach this dashboard."""
-    return not is_loopback(str(st.get_option("server.address") or ""))
 
 
 def refused(document: Mapping[str, Any], overrides: Iterable[str] = ()) -> tuple[Problem, ...]:
