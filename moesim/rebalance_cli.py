@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from moesim.errors import UserError, shorten
-from moesim.terminal import console, print_json, say
+from moesim.terminal import Progress, console, print_json, say
 
 
 def rebalance(
@@ -52,17 +52,19 @@ def rebalance(
     if out is not None:
         check_folder(out)
     loaded = load_training(scenario, settings or ())
-    found = study(
-        loaded,
-        _numbers(intervals),
-        drift=Drift(drift, correlation, spread),
-        memory=Memory(window, half_life),
-        strategy=strategy,
-        tolerance=None if fresh else tolerance,
-        overlap=overlap,
-        overhead=overhead,
-        settings=Settings(steps=steps, seeds=seeds),
-    )
+    with Progress() as progress:
+        found = study(
+            loaded,
+            _numbers(intervals),
+            drift=Drift(drift, correlation, spread),
+            memory=Memory(window, half_life),
+            strategy=strategy,
+            tolerance=None if fresh else tolerance,
+            overlap=overlap,
+            overhead=overhead,
+            settings=Settings(steps=steps, seeds=seeds),
+            progress=progress,
+        )
     if as_json:
         print_json(found.as_dict())
     else:

@@ -246,7 +246,15 @@ def test_a_scenario_gains_what_better_balance_gives_back(olmoe: Rebalancing) -> 
 
 
 def test_a_study_is_the_same_every_time_and_seeds_differ(olmoe: Rebalancing) -> None:
-    again = rebalance(moesim.load(OLMOE), (1, 10), settings=QUICK)
+    heard: dict[str, list[float]] = {}
+    again = rebalance(
+        moesim.load(OLMOE),
+        (1, 10),
+        settings=QUICK,
+        progress=lambda what, share: heard.setdefault(what, []).append(share),
+    )
+    assert heard["intervals asked for"] == pytest.approx([10 / 11, 1.0])
+    assert all(shares == sorted(shares) and shares[-1] == 1.0 for shares in heard.values())
     assert json.dumps(again.as_dict()) == json.dumps(olmoe.as_dict())
     assert olmoe.rows[0].step.low < olmoe.rows[0].step.high
 

@@ -19,7 +19,7 @@ from moesim.randomness import Streams
 from moesim.rebalancing.loads import Batch, Drift, History, Settings, Wandering, drawn, warm_steps
 from moesim.rebalancing.outcome import Rebalancing
 from moesim.rebalancing.price import link_share, step_seconds
-from moesim.rebalancing.study import Overlap, Question, study
+from moesim.rebalancing.study import Overlap, Progress, Question, study
 from moesim.scenario.scenario import Scenario
 from moesim.step.draws import load_moments, shares, trace
 from moesim.step.migration import carrier
@@ -40,12 +40,14 @@ def rebalance(
     overlap: bool = False,
     overhead: float = 0.0,
     settings: Settings | None = None,
+    progress: Progress | None = None,
 ) -> Rebalancing:
     """How often a training scenario's experts should be placed anew while its loads drift.
 
     `memory`: what placements are made from; `tolerance`: of load above a fresh plan that is kept for fewer moves (None:
     fresh plans as they are); `overlap`: changes hide behind the step instead of stopping it; `overhead`: seconds that
-    each takes before anything moves. Raises `UserError` where there is nothing to place.
+    each takes before anything moves; `progress` hears what is done and the share of it that is over.
+    Raises `UserError` where there is nothing to place.
     """
     drift, memory, settings = drift or Drift(), memory or Memory(), settings or Settings()
     _check(scenario, strategy)
@@ -64,7 +66,7 @@ def rebalance(
         overhead=overhead,
     )
     histories = [history(model, drift, memory, settings, seed) for seed in range(settings.seeds)]
-    found = study(question, histories, wanted)
+    found = study(question, histories, wanted, progress)
     return replace(found, name=scenario.name, story=_story(question, drift, memory), notes=_notes(model, drift, memory))
 
 

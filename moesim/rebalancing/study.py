@@ -38,6 +38,8 @@ from moesim.rebalancing.loads import History
 from moesim.rebalancing.outcome import Range, Rebalancing, Row, Run
 from moesim.step.migration import Cost
 
+Progress = Callable[[str, float], None]
+
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Seconds = Callable[[Floats], Floats]
@@ -156,7 +158,9 @@ def _before(changes: Iterable[Change], end: int) -> list[Change]:
     return [by_step[step] for step in sorted(by_step)]
 
 
-def study(question: Question, histories: Sequence[History], intervals: Iterable[int]) -> Rebalancing:
+def study(
+    question: Question, histories: Sequence[History], intervals: Iterable[int], progress: Progress | None = None
+) -> Rebalancing:
     """The net gain at each interval and at the best one found, over all `histories`, one a seed.
 
     Raises `UserError` where an interval is longer than half the steps: too few changes to tell.
@@ -166,7 +170,7 @@ def study(question: Question, histories: Sequence[History], intervals: Iterable[
     if not asked or asked[0] < 1 or asked[-1] > steps // 2:
         raise UserError(f"intervals must lie between 1 and {steps // 2}, half of the {steps} steps, not {asked}")
     seeds = [Seeded(question, history) for history in histories]
-    best = _refined(seeds, asked, steps // 2)
+    best = _refined(seeds, asked, steps // 2, progress or _unheard)
     tried = sorted(key for key in seeds[0].found if isinstance(key, int))
     rows = [_row(None, NEVER, seeds, [seed.never() for seed in seeds])]
     rows += [_row(None, ONCE, seeds, [seed.once() for seed in seeds])]
@@ -186,15 +190,25 @@ def study(question: Question, histories: Sequence[History], intervals: Iterable[
     )
 
 
-def _refined(seeds: Sequence[Seeded], asked: Sequence[int], most: int) -> int:
+def _unheard(what: str, share: float) -> None:
+    """Nobody listens."""
+
+
+def _refined(seeds: Sequence[Seeded], asked: Sequence[int], most: int, progress: Progress) -> int:
     """The best interval: of those asked, then of whole numbers halfway, by ratio, to its neighbours tried so far."""
 
     def total(interval: int) -> float:
         return float(np.mean([seed.at(interval).total for seed in seeds]))
 
-    tried = {interval: total(interval) for interval in asked}
+    # One interval takes as long as it has changes.
+    work = np.cumsum([1.0 / interval for interval in asked])
+    tried = {}
+    for interval, done in zip(asked, work / work[-1], strict=True):
+        tried[interval] = total(interval)
+        progress("intervals asked for", float(done))
     best = min(tried, key=lambda n: tried[n])
-    for _ in range(REFINEMENTS):
+    for number in range(REFINEMENTS):
+        progress("intervals near the best", number / REFINEMENTS)
         below = max((n for n in tried if n < best), default=1)
         above = min((n for n in tried if n > best), default=most)
         between = {round(sqrt(best * other)) for other in (below, above)} - set(tried)
@@ -202,6 +216,7 @@ def _refined(seeds: Sequence[Seeded], asked: Sequence[int], most: int) -> int:
             break
         tried |= {interval: total(interval) for interval in sorted(between)}
         best = min(tried, key=lambda n: tried[n])
+    progress("intervals near the best", 1.0)
     return best
 
 
