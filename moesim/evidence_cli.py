@@ -67,6 +67,27 @@ def collectives(
         _tell(found, as_json)
 
 
+@app.command()
+def predict(
+    gpu_name: Annotated[str, typer.Argument(metavar="GPU", help="catalog name of the GPU", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="table of predictions to write (.csv)", show_default=False)],
+    preset: Annotated[str, typer.Option(help="the cases: small or gpu")] = "gpu",
+    kinds: Annotated[str, typer.Option(help="only these, with commas: gemm, expert_gemm, attention, ...")] = "",
+    calibration: Annotated[Path | None, typer.Option(help="a calibration file of your own")] = None,
+) -> None:
+    """Write down what the laws say of the cases of `measure gpu`, before a GPU is at hand to time them."""
+    from moesim.measurement import plan
+    from moesim.validation.foretelling import foretell
+
+    wanted = plan.cases(preset, kinds.split(",") if kinds else ())
+    with Progress() as progress:
+        found = foretell(gpu_name, wanted, calibration=calibration, progress=progress)
+    written = found.save(out)
+    say(f"wrote {len(found.rows)} predictions for {found.gpu} to {written}; once timed, moesim validate compares")
+    for label, reason in found.silent:
+        say(f"note: {label}: {reason}")
+
+
 def _tell(found: Measured, as_json: bool) -> None:
     """What a run brought."""
     if as_json:

@@ -6,6 +6,7 @@ import csv
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from test_cli import refused, run
@@ -14,6 +15,7 @@ import moesim
 from moesim import catalog
 from moesim.costs.compute import gemm_efficiency
 from moesim.costs.kernels import gemm_time
+from moesim.measurement import columns, plan
 
 SCENARIO = {
     "model": "olmoe-1b-7b",
@@ -183,3 +185,29 @@ def test_one_measured_step_calibrates_the_next(tmp_path: Path) -> None:
     ]
     assert errors[0] == pytest.approx(0.2, rel=1e-6)
     assert errors[1] < 0.6 * errors[0]
+
+
+def test_what_a_timing_run_will_find_is_written_down_first(tmp_path: Path) -> None:
+    out = tmp_path / "h200.csv"
+    told = run("measure", "predict", "h200-sxm", out)
+    assert told.returncode == 0, told.stderr
+    rows = pd.read_csv(out)
+    assert len(rows) == len(plan.cases("gpu"))
+    assert (rows["low"] < rows["predicted"]).all()
+    assert (rows["predicted"] < rows["high"]).all()
+    assert set(rows["basis"]) <= {"fitted", "paper", "datasheet", "derived", "assumed"}, "nothing of it is measured"
+    # As a measured row of the same words is judged.
+    one = rows[(rows["kind"] == "gemm") & (rows["dtype"] == "bf16")].iloc[7]
+    row = {name: one[name] for name in ("kind", "gpu", "m", "n", "k", "dtype")} | {"time": 2 * one["predicted"]}
+    measured = columns.write([row], tmp_path / "measured.csv")
+    (case,) = moesim.validate([measured]).cases
+    assert case.error == pytest.approx(-0.5, abs=1e-5)
+    refused(run("calibrate", out), 2, "'time' is missing")
+
+
+def test_predictions_of_no_gpu_or_no_such_cases_are_refused(tmp_path: Path) -> None:
+    out = tmp_path / "x.csv"
+    refused(run("measure", "predict", "h20-sxn", out), 2, "h20-sxm")
+    refused(run("measure", "predict", "h20-sxm", out, "--kinds", "gem"), 2, "gemm")
+    refused(run("measure", "predict", "h20-sxm", tmp_path / "x.txt", "--kinds", "launch"), 2, ".csv")
+    assert not list(tmp_path.iterdir())
