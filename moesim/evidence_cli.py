@@ -68,6 +68,23 @@ def collectives(
 
 
 @app.command()
+def steps(
+    out: Annotated[Path, typer.Argument(help="case file to write (.yaml)", show_default=False)],
+    preset: Annotated[str, typer.Option(help="models of trace train: tiny (a CPU), small, gpu")] = "gpu",
+    models: Annotated[str, typer.Option(help="only these of the preset, with commas")] = "",
+    device: Annotated[str | None, typer.Option(help="cuda, cuda:N or cpu [default: the GPU, else the CPU]")] = None,
+    seconds: Annotated[float, typer.Option(help="for each model")] = 10.0,
+) -> None:
+    """Time whole training steps of small models, and an expert layer of each, as cases for validate and calibrate."""
+    from moesim.measurement.torch_steps import measure_steps
+
+    wanted = tuple(filter(None, models.split(",")))
+    with Progress() as bar:
+        found = measure_steps(out, preset, seconds, device, wanted, bar)
+    say(f"wrote {len(found)} cases to {out}; moesim validate {out} compares")
+
+
+@app.command()
 def predict(
     gpu_name: Annotated[str, typer.Argument(metavar="GPU", help="catalog name of the GPU", show_default=False)],
     out: Annotated[Path, typer.Argument(help="table of predictions to write (.csv)", show_default=False)],

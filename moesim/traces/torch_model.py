@@ -86,14 +86,14 @@ def forward(
             if at + "dense_in" in parameters:
                 x = x + gated(normed @ parameters[at + "dense_in"]) @ parameters[at + "dense_out"]
             if layer in config.model_layers:
-                mixed, routed = _mixture(config, parameters, at, normed, (context, len(layers)))
+                mixed, routed = mixture(config, parameters, at, normed, (context, len(layers)))
                 x = x + mixed
                 layers.append(routed)
         logits = _norm(x, parameters["norm"]) @ parameters["embedding"].T
     return logits.float(), layers
 
 
-def _mixture(
+def mixture(
     config: TrainingConfig, parameters: Parameters, at: str, normed: Tensor, place: tuple[Context, int]
 ) -> tuple[Tensor, Routed]:
     """The experts' weighted outputs [B, N, d] for inputs [B, N, d]."""
