@@ -129,3 +129,20 @@ def test_rates_leave_filling_and_draining_out() -> None:
     assert told["output_tokens_per_second"].value == pytest.approx(200 / 0.02, rel=0.001)
     assert told["output_tokens_per_second"].value > 1.05 * outputs.sum() / run.times.end.max()
     assert told["requests_per_second"].value == pytest.approx(200 / 0.02 / outputs.mean(), rel=0.05)
+
+
+@pytest.mark.parametrize(("deviation", "in_step"), [(0, True), (8, False)])
+def test_answers_of_one_length_that_fall_into_step_are_told_of(deviation: int, in_step: bool) -> None:
+    """A batch that ends as one is prefilled as one, and then decodes undisturbed; lengths that differ mix both."""
+    wanted = (
+        "workload.arrivals={kind: closed, concurrency: 64}",
+        "workload.input_tokens=2048",
+        f"workload.output_tokens={{mean: 16, deviation: {deviation}}}",
+        "engine={token_budget: 4096, chunked_prefill: false}",
+    )
+    served = load_serving(LLAMA, wanted)
+    simulated, estimated = moesim.simulate(served), moesim.estimate(served)
+    name = "time_per_output_token"
+    assert (simulated.summary[name].value < 0.7 * estimated.summary[name].value) is in_step
+    for told in (simulated, estimated):
+        assert any("equally many output tokens" in note for note in told.notes) is in_step

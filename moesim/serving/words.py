@@ -13,6 +13,9 @@ from moesim.serving.simulation import Run
 from moesim.serving.window import Worked
 
 LIMIT = "what limits it"
+_IN_STEP = (
+    "every request of the loop has equally many output tokens, so that they end, and are prefilled, many at a time"
+)
 
 
 def estimated(scenario: ServingScenario, binding: str) -> Iterator[str]:
@@ -21,6 +24,11 @@ def estimated(scenario: ServingScenario, binding: str) -> Iterator[str]:
     yield f"{LIMIT}: {binding}"
     yield from _beyond(scenario, _longest(scenario))
     yield from _drafting(scenario)
+    if _in_step(scenario):
+        yield (
+            f"{_IN_STEP}; this road spreads them evenly, which is up to twice as slow where answers are short:"
+            " simulate, or give output_tokens a deviation"
+        )
 
 
 def simulated(scenario: ServingScenario, run: Run, worked: Worked) -> Iterator[str]:
@@ -40,6 +48,8 @@ def simulated(scenario: ServingScenario, run: Run, worked: Worked) -> Iterator[s
         yield f"the trace holds {run.requests.count:,} requests, fewer than workload.requests ({asked:,})"
     yield from _beyond(scenario, int(run.requests.input_tokens.max()))
     yield from _drafting(scenario)
+    if _in_step(scenario):
+        yield f"{_IN_STEP}: requests of unlike lengths, as they come in service, are slower where answers are short"
     yield (
         "a request is let in when the KV cache has room for its prompt and all its output (no preemption); one engine's"
         " imbalance is drawn iteration by iteration from token-level routing samples"
@@ -73,6 +83,14 @@ def _drafting(scenario: ServingScenario) -> Iterator[str]:
             f"drafted tokens: each takes {engine.draft_cost:g} of a decode iteration; the memory of what drafts them"
             " and its time for prompts are left out"
         )
+
+
+def _in_step(scenario: ServingScenario) -> bool:
+    """Whether the requests of a closed loop may fall into step with each other."""
+    work = scenario.workload
+    together = work.kind == "serving" and (work.arrivals.concurrency or 1) > 1
+    lengths = work.output_tokens
+    return together and lengths is not None and not lengths.variance
 
 
 def _longest(scenario: ServingScenario) -> int:
