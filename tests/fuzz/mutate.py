@@ -87,8 +87,8 @@ def changed_document(data: bytes, random: Random, words: Words) -> bytes | None:
     document = parsed(data)
     if not document:
         return None
-    document = changed_tree(document, random, words)
     try:
+        document = changed_tree(document, random, words)  # an alias may hold itself
         if data.lstrip()[:1] in (b"{", b"["):
             return json.dumps(document, default=str).encode()
         return yaml.dump(document, Dumper=_DUMPER, sort_keys=False, allow_unicode=True).encode()
