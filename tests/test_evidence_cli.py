@@ -15,7 +15,9 @@ import moesim
 from moesim import catalog
 from moesim.costs.compute import gemm_efficiency
 from moesim.costs.kernels import gemm_time
+from moesim.errors import UserError
 from moesim.measurement import columns, plan
+from moesim.validation.foretelling import foretell
 
 SCENARIO = {
     "model": "olmoe-1b-7b",
@@ -207,7 +209,10 @@ def test_what_a_timing_run_will_find_is_written_down_first(tmp_path: Path) -> No
 
 def test_predictions_of_no_gpu_or_no_such_cases_are_refused(tmp_path: Path) -> None:
     out = tmp_path / "x.csv"
-    refused(run("measure", "predict", "h20-sxn", out), 2, "h20-sxm")
-    refused(run("measure", "predict", "h20-sxm", out, "--kinds", "gem"), 2, "gemm")
-    refused(run("measure", "predict", "h20-sxm", tmp_path / "x.txt", "--kinds", "launch"), 2, ".csv")
+    refused(run("measure", "predict", "h20-sxn", out, "--kinds", "launch"), 2, "h20-sxm")
+    launches = plan.cases("gpu", ["launch"])
+    with pytest.raises(UserError, match=".csv"):
+        foretell("h20-sxm", launches).save(tmp_path / "x.txt")
+    with pytest.raises(UserError, match="no case was named"):
+        foretell("h20-sxm", [])
     assert not list(tmp_path.iterdir())

@@ -9,11 +9,12 @@ import yaml
 from test_cli import refused, run
 
 import moesim
-from moesim.errors import MissingPackageError
+from moesim.errors import MissingPackageError, UserError
 from moesim.measurement import steps
 from moesim.traces.training import TrainingConfig, preset
 
 try:
+    from moesim.measurement import torch_steps
     from moesim.traces import torch_model
     from moesim.traces.torch_door import torch
 
@@ -61,7 +62,13 @@ def test_steps_are_timed_and_judged_by_the_laws(tmp_path: Path) -> None:
 @needs_torch
 def test_mistakes_are_told_before_anything_is_timed(tmp_path: Path) -> None:
     refused(run("measure", "steps", tmp_path / "x.csv"), 2, ".yaml")
-    refused(run("measure", "steps", tmp_path / "x.yaml", "--models", "switch-top-2"), 2, "switch-top-1")
-    refused(run("measure", "steps", tmp_path / "x.yaml", "--preset", "tini"), 2, "tiny")
-    refused(run("measure", "steps", tmp_path / "no" / "x.yaml"), 2, "no folder")
+    good = tmp_path / "x.yaml"
+    for asked, allowed in (
+        ({"models": ["switch-top-2"]}, "switch-top-1"),
+        ({"name": "tini"}, "tiny"),
+        ({"output": tmp_path / "no" / "x.yaml"}, "no folder"),
+        ({"seconds": float("nan")}, "positive"),
+    ):
+        with pytest.raises(UserError, match=allowed):
+            torch_steps.measure_steps(**{"output": good, **asked})
     assert not list(tmp_path.iterdir())
