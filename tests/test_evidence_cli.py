@@ -211,7 +211,7 @@ def test_predictions_of_no_gpu_or_no_such_cases_are_refused(tmp_path: Path) -> N
     out = tmp_path / "x.csv"
     refused(run("measure", "predict", "h20-sxn", out, "--kinds", "launch"), 2, "h20-sxm")
     launches = plan.cases("gpu", ["launch"])
-    with pytest.raises(UserError, match=".csv"):
+    with pytest.raises(UserError, match=r"ends in \.csv"):
         foretell("h20-sxm", launches).save(tmp_path / "x.txt")
     with pytest.raises(UserError, match="no case was named"):
         foretell("h20-sxm", [])
