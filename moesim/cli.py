@@ -243,7 +243,12 @@ def main() -> NoReturn:
     except OSError as error:
         code = _fail(error, f"cannot write the answer: {error.strerror or error}", errors.UserError.exit_code, debug)
     except MemoryError as error:
-        code = _fail(error, "this scenario needs more memory than this machine has", errors.UserError.exit_code, debug)
+        code = _fail(
+            error,
+            "this needs more memory than this machine has: ask for less (tokens, steps, candidates, rows)",
+            errors.UserError.exit_code,
+            debug,
+        )
     except Exception as error:  # noqa: BLE001 - the last resort: our bug, reported as such
         what = f"{type(error).__name__}: {error}"
         code = _fail(error, f"internal error, please report it (run again with --debug): {what}", 70, debug)

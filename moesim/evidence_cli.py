@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moesim.errors import UserError
 from moesim.terminal import Progress, console, print_json, say
 
 if TYPE_CHECKING:
@@ -164,5 +165,7 @@ def validate(
             console().print(f"known: {line}")
     for line in found.broken:
         say(f"broken: {line}")
+    if all(row.predicted is None for row in found.cases):
+        raise UserError("not one of the cases is predicted: the reasons stand beside them")
     if found.broken:
         raise typer.Exit(_BROKEN)

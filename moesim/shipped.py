@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from difflib import get_close_matches
 from pathlib import Path
 
 from moesim.errors import FileError
@@ -23,9 +25,19 @@ def files() -> dict[str, Path]:
 
 
 def named(path: Path) -> Path:
-    """The shipped file that `path` names, as "olmoe-8-h100", where no file stands there; otherwise `path` itself."""
-    found = files().get(path.as_posix())
-    return path if found is None or path.exists() else found
+    """The shipped file that `path` names, as "olmoe-8-h100", where no file stands there; otherwise `path` itself.
+
+    Raises `FileError` where nothing stands there and the name is nearly that of a shipped file.
+    """
+    if os.path.lexists(path):
+        return path
+    wanted, known = path.as_posix().removesuffix(".yaml"), files()
+    if path.as_posix() in known:
+        return known[wanted]
+    near = get_close_matches(wanted[:100], known, n=3, cutoff=0.75)
+    if near and not path.is_absolute():
+        raise FileError(f"{path}: no such file; nearest of those that ship: {', '.join(near)}")
+    return path
 
 
 def app() -> Path:

@@ -19,9 +19,9 @@ def opened_wider() -> bool:
 @cache
 def settle() -> None:
     """Once a process: asks no other host, and says on standard error where other machines are let in."""
-    # Streamlit would ask a host of others for this machine's outer address, to print it where it listens wider and to
-    # judge a connection that a page of elsewhere opens; pages of our own server are let in without it.
-    net_util.get_external_ip = lambda: None
+    # Streamlit would ask hosts of others for this machine's addresses, to print them where it listens wider and to
+    # judge a connection that a page of elsewhere opens; pages of our own server are let in without them.
+    net_util.get_external_ip = net_util.get_internal_ip = lambda: None
     if opened_wider():
         where = _address() or "every address"
         say(

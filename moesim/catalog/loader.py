@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from copy import deepcopy
+from difflib import get_close_matches
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -32,6 +33,7 @@ Entry = dict[str, Any]
 
 _PACKAGED = Path(__file__).parent / "data"
 _NOT_MODELLED = "not_modelled"
+MOST_BASES = 20
 # Folders whose files are lists of facts (moesim.validation), not mappings of names to entries.
 _LISTS = {"cases"}
 _SPECS: dict[str, type[SourcedSpec]] = {
@@ -165,6 +167,10 @@ def _find(kind: str, name: str, files: list[Path], seen: tuple[str, ...]) -> Ent
             base = str(entry.pop("base"))
             if base in seen:
                 raise FileError(f"{path}: {name}: its bases go in a circle: {' -> '.join((*seen, name, base))}")
+            if len(seen) >= MOST_BASES:
+                raise FileError(
+                    f"{path}: {name}: more than {MOST_BASES} entries each start from the next; name the last"
+                )
             # An entry may start from the one that it replaces.
             below = files[index + 1 :] if base == name else files
             entry = derive(_find(kind, base, below, seen if base == name else (*seen, name)), entry, str(path))
@@ -250,7 +256,17 @@ def _files(kind: str) -> list[Path]:
     folder = Path(overlay).expanduser().absolute()
     if not folder.is_dir():
         raise FileError(f"{OVERLAY_VARIABLE}={shorten(overlay, 200)}: is not a folder")
+    _check_overlay(folder, folder.stat().st_mtime_ns)
     return [*_files_in(folder, kind), *_packaged_files(kind)]
+
+
+@lru_cache(maxsize=8)
+def _check_overlay(folder: Path, stamp: int) -> None:
+    """Raises `FileError` for a YAML file whose name is nearly that of one that is read."""
+    for path in sorted(folder.iterdir()):
+        near = get_close_matches(path.stem, kinds(), n=1, cutoff=0.8) if path.suffix in (".yaml", ".yml") else ()
+        if near and path.name != f"{near[0]}.yaml":
+            raise FileError(f"{path}: is not read from {OVERLAY_VARIABLE} under this name; nearest: {near[0]}.yaml")
 
 
 @cache

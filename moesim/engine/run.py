@@ -11,6 +11,7 @@ import numpy as np
 from moesim.engine.conservation import check_routing
 from moesim.engine.reliability import simulate_runs
 from moesim.engine.simulation import Columns, SimulatedStep, simulate_step
+from moesim.errors import Problem, ScenarioError
 from moesim.randomness import Streams
 from moesim.results.assemble import assemble
 from moesim.results.observed import EvenStep, Observed
@@ -22,6 +23,8 @@ from moesim.step.placed import routing_sampler
 from moesim.step.routed import RoutedWork, even_work, price_layers
 
 Progress = Callable[[str, float], None]
+MOST_OPERATIONS, MOST_KEPT = 1_000_000, 5_000_000
+"""Of one step, which is walked in a minute and 1.5 GB; and of all steps, whose table a reader still takes."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ def simulate_model(model: StepModel, progress: Progress | None = None, even: Eve
     `even`: the step at perfectly balanced routing where it is known; else it is simulated too.
     """
     scenario, tell = model.scenario, progress or _Silent()
+    _check_size(model)
     streams = Streams(scenario.simulation.seed)
     if even is None:
         even = _even_step(model, streams)
@@ -55,6 +59,27 @@ def simulate_model(model: StepModel, progress: Progress | None = None, even: Eve
         run = simulate_runs(plan, np.asarray(observed.seconds), streams, lambda done: tell("training run", done))
         observed = replace(observed, run=run)
     return assemble(model, routed, observed, "simulate", _join(steps))
+
+
+def _check_size(model: StepModel) -> None:
+    """Raises `ScenarioError` for a step, or steps, of more operations than can be walked through and kept."""
+    scenario = model.scenario
+    count = sum(len(model.work(slot)[0]) for slots in model.order for slot in slots)
+    steps = scenario.simulation.steps
+    if count > MOST_OPERATIONS or count * steps > MOST_KEPT:
+        where = "workload.global_batch" if count > MOST_OPERATIONS else "simulation.steps"
+        batches = f"{scenario.microbatches:,} microbatches"
+        raise ScenarioError(
+            [
+                Problem(
+                    where,
+                    f"{count:,} operations a step ({batches}), {steps:,} steps: too many to simulate; allowed: at most"
+                    f" {MOST_OPERATIONS:,} a step and {MOST_KEPT:,} in all. Use a larger micro_batch,"
+                    " fewer sequences or steps, or estimate",
+                )
+            ],
+            scenario.name,
+        )
 
 
 def _even_step(model: StepModel, streams: Streams) -> EvenStep | None:

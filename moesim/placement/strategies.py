@@ -23,6 +23,9 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 
+MOST_SLOTS = 65_534
+
+
 @dataclass(frozen=True)
 class Target:
     """What experts are placed on: `ranks` in domains of `ranks_per_domain` consecutive ones (None: one domain), with
@@ -123,6 +126,11 @@ WITH_PAIRS = ("co-activation",)
 WITHOUT_REPLICAS = ("groups", "greedy", "co-activation")
 
 
+def most_redundant(experts: int, ranks: int) -> int:
+    """Redundant slots beyond which some rank would hold an expert twice, or a layer more slots than are counted."""
+    return max(0, min(experts * (ranks - 1), MOST_SLOTS - experts))
+
+
 def place(
     strategy: str,
     target: Target,
@@ -147,6 +155,11 @@ def place(
         raise UserError(f"strategy {strategy} replicates nothing: redundant experts go with global or hierarchical")
     if experts % target.groups:
         raise UserError(f"{experts} experts do not fall into {target.groups} equal groups")
+    if target.redundant > (most := most_redundant(experts, target.ranks)):
+        raise UserError(
+            f"{target.redundant:,} redundant experts are more than a copy of each expert on every rank; allowed: at"
+            f" most {most:,}"
+        )
     check_ranks(experts + target.redundant, target.ranks)
     physical = STRATEGIES[strategy](target, Known(known, pairs, tolerance))
     return Placement.of_slots(physical, target.ranks, experts)

@@ -53,9 +53,9 @@ class Pool:
         self._all = []
 
     def start_ahead(self) -> None:
-        """Starts the workers, so that they are ready when they are asked; without, the first question does."""
+        """Starts one a core, so that they are ready when they are asked; without, the first question does."""
         if self.workers > 1:
-            self._start()
+            self._start(min(self.workers, cores()))
 
     def answers(
         self, road: Road, scenarios: Sequence[AnyScenario], heard: Callable[[int], None] | None = None
@@ -64,8 +64,8 @@ class Pool:
         few = len(scenarios) < FEWEST and road == "estimate"
         if self.workers == 1 or (not self._all and (few or len(scenarios) < 2)):
             return self._here(road, scenarios, heard)
-        self._start()
-        with ThreadPoolExecutor(self.workers) as threads:
+        self._start(min(self.workers, len(scenarios)))
+        with ThreadPoolExecutor(len(self._all)) as threads:
             places = {threads.submit(self._there, road, scenario): at for at, scenario in enumerate(scenarios)}
             found: dict[int, Answer] = {}
             try:
@@ -89,8 +89,9 @@ class Pool:
                 heard(len(found))
         return found
 
-    def _start(self) -> None:
-        for _ in range(0 if self._all else self.workers):
+    def _start(self, count: int) -> None:
+        """Starts as many as are missing to `count`."""
+        for _ in range(count - len(self._all)):
             worker = _worker()
             self._all.append(worker)
             self._idle.put(worker)

@@ -27,6 +27,8 @@ from moesim.step.model import StepModel
 
 INTERVALS = (1, 2, 5, 10, 20, 50, 100)
 MOST_LAYERS = 12
+MOST_LOADS = 60_000_000
+"""Loads of an expert in a layer, sample and step that a study holds: half a gigabyte."""
 
 
 def rebalance(
@@ -52,6 +54,7 @@ def rebalance(
     drift, memory, settings = drift or Drift(), memory or Memory(), settings or Settings()
     _check(scenario, strategy)
     model = StepModel(scenario)
+    _check_size(model, settings)
     steps = settings.steps
     wanted = tuple(intervals) if intervals is not None else tuple(n for n in INTERVALS if n <= steps // 2)
     carries = carrier(model)
@@ -110,6 +113,16 @@ def _check(scenario: Scenario, strategy: str) -> None:
         raise UserError(f"strategy {strategy} cannot follow loads; greedy, groups, global and hierarchical can")
     if scenario.placement.offload is not None:
         raise UserError("placement.offload keeps experts in host memory: their moves between GPUs are not modelled")
+
+
+def _check_size(model: StepModel, settings: Settings) -> None:
+    """Raises `UserError` for a study whose loads are more numbers than are held."""
+    each = settings.samples * min(len(model.moe_index), MOST_LAYERS) * model.scenario.model.n_experts
+    if settings.steps * settings.seeds * each > MOST_LOADS:
+        raise UserError(
+            f"{settings.steps:,} steps of {settings.seeds:,} seeds are too many: with {each:,} loads a step at most"
+            f" {MOST_LOADS // each:,} of both together are studied"
+        )
 
 
 def _groups(scenario: Scenario, strategy: str) -> int:

@@ -21,7 +21,7 @@ from math import ceil, sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.errors import UserError
+from moesim.errors import UserError, shorten
 from moesim.placement.balance import balance
 from moesim.placement.rebalancing import (
     WITHOUT_DOMAINS,
@@ -168,7 +168,9 @@ def study(
     asked = sorted(set(intervals))
     steps = len(histories[0].loads) - histories[0].warm
     if not asked or asked[0] < 1 or asked[-1] > steps // 2:
-        raise UserError(f"intervals must lie between 1 and {steps // 2}, half of the {steps} steps, not {asked}")
+        raise UserError(
+            f"intervals must lie between 1 and {steps // 2}, half of the {steps} steps, not {shorten(asked)}"
+        )
     seeds = [Seeded(question, history) for history in histories]
     best = _refined(seeds, asked, steps // 2, progress or _unheard)
     tried = sorted(key for key in seeds[0].found if isinstance(key, int))

@@ -21,6 +21,7 @@ SAME = 1e-6
 
 _SHOWN_FROM_ZERO = 0.25
 _MOST_DECIMALS = 6
+_MOST_SHARE = 1e12
 _NAME = 34
 """Letters of a bar that names a whole."""
 
@@ -150,7 +151,8 @@ def bar_texts(bars: Sequence[Bar]) -> list[tuple[str, str]]:
         sign = "" if bar.kind == "whole" else "−" if bar.change < 0 else "+"
         number = _fixed(abs(bar.change) / factor, largest / factor)
         time = f"{number} {symbol}" if float(number) or not bar.change else show(abs(bar.change), "s")
-        share = f"{sign}{_fixed(100 * abs(bar.change) / first, 100 * largest / first)} %" if first > 0 else "–"
+        known = first > 0 and largest / first < _MOST_SHARE
+        share = f"{sign}{_fixed(100 * abs(bar.change) / first, 100 * largest / first)} %" if known else "–"
         texts.append((sign + time, share))
     return texts
 

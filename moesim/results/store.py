@@ -45,6 +45,7 @@ MAX_TABLE_ROWS = 10_000_000
 MAX_TABLE_COLUMNS = 100
 MAX_TABLE_BYTES = 2 << 30
 
+_MOST_SECONDS = 1e15
 _TABLES = {"operations.parquet": OPERATIONS, "routing.parquet": ROUTING, "traffic.parquet": TRAFFIC}
 _TYPES = {"int32": pa.int32(), "int64": pa.int64(), "float64": pa.float64()}
 _TEXT = pa.dictionary(pa.int32(), pa.string())
@@ -74,7 +75,7 @@ class StoredHead(Strict):
     question: str
     road: Road
     summary: dict[str, StoredQuantity]
-    breakdown: dict[str, float]
+    breakdown: dict[str, Annotated[float, Field(ge=0.0, le=_MOST_SECONDS)]]
     memory: dict[str, float]
     notes: Annotated[tuple[str, ...], Field(strict=False)]
     scenario: dict[str, JsonValue]

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from moesim import catalog
 from moesim.catalog import huggingface, recorded
 from moesim.catalog.yaml_files import parse_mapping, read_mapping
-from moesim.errors import Problem, ScenarioError, UserError, nearest_hint, shorten, visible
+from moesim.errors import FileError, Problem, ScenarioError, UserError, nearest_hint, shorten, visible
 from moesim.files import plain_name
 from moesim.scenario.checks import problems as cross_field_problems
 from moesim.scenario.planned_from import resolve_plan
@@ -41,6 +41,8 @@ class _Noun:
 
 _TRAINING = _Noun(Scenario, cross_field_problems)
 _SERVING = _Noun(ServingScenario, serving_problems)
+# Keys of the files that hold a scenario and are none.
+_OTHERS = {"sweep": {"grid", "list", "random", "latin_hypercube"}, "plan": {"search", "limits", "objective", "models"}}
 
 
 def load(source: str | os.PathLike[str] | Mapping[str, Any], overrides: Iterable[str] = ()) -> AnyScenario:
@@ -106,6 +108,7 @@ def _read(
     unstated: str = "training",
 ) -> AnyScenario:
     """The scenario of a mapping; one that does not state its `workload.kind` is `unstated`."""
+    _refuse_others(document, where)
     found: list[Problem] = []
     for override in overrides:
         try:
@@ -127,6 +130,13 @@ def _read(
     if found:
         raise ScenarioError(found, where)
     return scenario
+
+
+def _refuse_others(document: Document, where: str) -> None:
+    """Raises `FileError` for a document that is a sweep or a plan, which hold a scenario and are none."""
+    for kind, keys in _OTHERS.items():
+        if ("scenario" in document or "models" in document) and "model" not in document and keys & set(document):
+            raise FileError(f"{where}: is a {kind}, not a scenario; moesim {kind} takes it")
 
 
 def _noun(document: Document, found: list[Problem], unstated: str) -> _Noun:
@@ -224,6 +234,9 @@ def _entry(kind: str, value: Any, where: str, found: list[Problem], folder: Path
             base = huggingface.from_config(folder / str(value["huggingface"]))
         else:
             base = {"name": str(value["base"]), **catalog.raw(kind, str(value["base"]))}
+    except ScenarioError as error:
+        found.extend(Problem(where, f"{error.source}: {problem.where}: {problem.what}") for problem in error.problems)
+        return value
     except UserError as error:
         found.append(Problem(where, str(error)))
         return value

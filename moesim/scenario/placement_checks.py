@@ -10,13 +10,13 @@ from moesim.errors import InfeasibleError, Problem, UserError
 from moesim.network.topology import group
 from moesim.placement import place
 from moesim.placement.placed import BY_DOMAIN, target_of
+from moesim.placement.strategies import most_redundant
 from moesim.scenario.scenario import Scenario
 from moesim.specs.model import ModelSpec
 from moesim.specs.routing import CapacitySpec
 from moesim.specs.workload import PlacementSpec
 
 Check = Callable[[Scenario], Iterator[Problem]]
-MOST_SLOTS = 65_534
 
 
 def placement_suits_the_model(scenario: Scenario) -> Iterator[Problem]:
@@ -46,7 +46,7 @@ def placement_problems(
         yield Problem("placement.strategy", f"groups needs a router with groups of experts; {model.name}'s has one")
     if not copies:
         return
-    where, most = "placement.redundant_experts", min(experts * (ranks - 1), MOST_SLOTS - experts)
+    where, most = "placement.redundant_experts", most_redundant(experts, ranks)
     if ranks == 1:
         yield Problem(where, f"the one expert-parallel rank holds every expert already, got {copies}; allowed: 0")
     elif copies > most:

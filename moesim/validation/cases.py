@@ -37,6 +37,8 @@ SHIPPED = Path(__file__).parents[1] / "catalog" / "data" / "cases"
 
 _WORDS = {"alltoall": "all_to_all", "moe_gemm": "expert_gemm", "training_step": "train_step"}
 _GIGABYTES = ("busbw", "bus_bw", "algbw", "algo_bandwidth")
+MOST_WRONG = 10_000
+"""Cases after which files are given up where not one was of use."""
 # No link is as slow as this in bytes/s, no kernel in FLOP/s: below, numbers are in the benchmark's own unit.
 _LEAST_BANDWIDTH, _LEAST_FLOPS = 1e5, 1e6
 _UNITS = {"time": "s", "latency": "s", "gpu_hours": "1"}
@@ -80,7 +82,13 @@ def read(paths: Iterable[str | os.PathLike[str]]) -> list[Case]:
             told = first.setdefault(case.id, case.where)
             twice = "" if told == case.where else f"the id is given twice: it stands at {told} already"
             found.append(case if not twice else _broken(case, twice))
+            if len(found) == MOST_WRONG and all(one.problem for one in found):
+                raise UserError(f"not one of the first {MOST_WRONG:,} cases can be used; {_first(found[0])}")
     return found
+
+
+def _first(case: Case) -> str:
+    return f"the first, {case.where}: {case.problem}"
 
 
 def _broken(case: Case, problem: str) -> Case:

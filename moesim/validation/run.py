@@ -146,9 +146,19 @@ def validate(
         if progress is not None:
             progress("validating", number / len(found))
         rows += _rows(case, predict(case, calibration=measured, simulate=simulate))
+        if number == case_files.MOST_WRONG:
+            _require_one(rows)
     if progress is not None:
         progress("validating", 1.0)
     return Validation(tuple(rows), tuple(_limits(found, rows)))
+
+
+def _require_one(rows: list[Row]) -> None:
+    """Raises `UserError` where not one of so many cases has a prediction: there is no use in going on."""
+    if all(row.predicted is None for row in rows):
+        raise UserError(
+            f"none of the first {len(rows):,} cases is predicted; the first, {rows[0].id}: {rows[0].reason}"
+        )
 
 
 def _rows(case: Case, said: dict[str, Prediction] | Refusal) -> Iterator[Row]:
