@@ -70,6 +70,17 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes, *, durable: 
         file.write(content.encode() if isinstance(content, str) else content)
 
 
+def check_target(path: str | os.PathLike[str]) -> Path:
+    """`path`; raises `FileError` where `whole_file` could not write there, and leaves no trace. To be asked before long
+    work."""
+    target = target_of(path)
+    try:
+        with draft_folder(target.parent):
+            return Path(path)
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
+
+
 @contextmanager
 def draft_folder(folder: Path) -> Iterator[Path]:
     """A new folder inside `folder` for files under way; removed afterwards, whatever happened. Raises `OSError`."""

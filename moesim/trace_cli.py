@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from moesim.errors import FileError, UserError
-from moesim.files import write_whole
+from moesim.files import check_target, write_whole
 from moesim.terminal import Progress, console, print_json, say
 
 app = typer.Typer(
@@ -66,10 +66,10 @@ def import_(
     from moesim.traces import store
     from moesim.traces.recordings import read_recording
 
-    trace = _token_level(read_recording(path, format_, options), path)
-    target = out or Path(f"{path.stem}.safetensors")
+    target = check_target(out or Path(f"{path.stem}.safetensors"))
     if target.exists() and target.resolve() == path.resolve():
         raise UserError(f"{target} is the recording itself; name another file with --out")
+    trace = _token_level(read_recording(path, format_, options), path)
     store.save(trace, target)
     told = {"written": str(target), **_header(trace)}
     if as_json:
@@ -91,6 +91,8 @@ def inspect(
     from moesim.traces.inspect import inspect as look
     from moesim.traces.recordings import read_recording
 
+    if out is not None:
+        check_target(out)
     read = read_recording(recording, format_, options)
     found = look(read if isinstance(read, RouterCounts) else _token_level(read, recording))
     if out is not None:
@@ -124,18 +126,20 @@ def fit(
     from moesim.traces.counts import RouterCounts
     from moesim.traces.recordings import read_recording
 
+    title = name or f"{Path(recording).stem}-like"
+    if out is not None:
+        check_target(out)
     found = read_recording(recording, format_, options)
     if isinstance(found, RouterCounts):
-        _fit_counts(found, name or f"{Path(recording).stem}-like", out, as_json)
+        _fit_counts(found, title, out, as_json)
         return
     from moesim.results.trace_table import goodness_table
     from moesim.traces.fit import fit as fit_law
 
     trace = _token_level(found, recording)
-    title = name or f"{Path(recording).stem}-like"
+    target = check_target(out or Path(f"{title}.safetensors"))
     with Progress() as progress:
         profile = fit_law(trace, seed=seed, name=title, progress=progress)
-    target = out or Path(f"{title}.safetensors")
     profile.save(target)
     if as_json:
         rows = [row.model_dump(mode="json") for row in profile.meta.goodness]

@@ -27,6 +27,7 @@ CONTRACTS = {
     "tests/test_routers_expected.py": "top-any",
     "tests/test_network_dispatchers.py": "direct-put",
     "tests/test_network_laws.py": "source_and_a_residual",
+    "tests/test_network_choice.py": "test_network_choice",
     "tests/test_trace_importers.py": "token-lines",
     "tests/test_floors.py": "top_any or direct_put or token_lines or cycle",
 }

@@ -10,10 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_cli import ROOT, refused, run
+from typer.testing import CliRunner
 
 from moesim.catalog import recorded
+from moesim.errors import FileError
 from moesim.routing.profile import RoutingProfile
-from moesim.traces import store
+from moesim.trace_cli import app
+from moesim.traces import fit as fitting
+from moesim.traces import recordings, store
 
 NAME = "cpu-small-top-4-of-16-bias"
 
@@ -114,6 +118,33 @@ def test_mistakes(tmp_path: Path, recording: Path) -> None:
     np.savez(tmp_path / "low.npz", experts=np.tile(np.array([0, -3]), (9, 2, 1)))
     refused(run("trace", "import", tmp_path / "low.npz"), 2, "only -1 stands for no expert")
     assert not list(tmp_path.glob(".moesim*"))
+
+
+@pytest.mark.parametrize("verb", ["import", "inspect", "fit"])
+@pytest.mark.parametrize("out", ["/proc/x.safetensors", "no/such/x.safetensors", "."])
+def test_a_place_that_cannot_be_written_is_told_before_the_work(
+    verb: str, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def worked(*_: object, **__: object) -> None:
+        raise AssertionError("it read the recording first")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(recordings, "read_recording", worked)
+    found = CliRunner().invoke(app, [verb, NAME, "--out", out]).exception
+    assert isinstance(found, FileError)
+    assert f"cannot write {out}" in str(found)
+    assert not list(tmp_path.iterdir())
+
+
+def test_so_is_the_place_that_a_fit_finds_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def worked(*_: object, **__: object) -> None:
+        raise AssertionError("it fitted first")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fitting, "fit", worked)
+    found = CliRunner().invoke(app, ["fit", NAME, "--name", "no/such"]).exception
+    assert isinstance(found, FileError)
+    assert "cannot write no/such.safetensors" in str(found)
 
 
 @pytest.mark.skipif(find_spec("torch") is None, reason="torch is not installed (extra `trace`)")

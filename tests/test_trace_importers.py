@@ -581,6 +581,17 @@ class TestArrays:
         assert trace.token_id is not None
         assert trace_of(self.npz(tmp_path / "y.npz", lengths=[4, 8])).sequences == 2
 
+    def test_a_key_of_an_npz_that_is_not_read_is_noted(self, tmp_path: Path) -> None:
+        assert "not read" not in trace_of(self.npz(tmp_path / "x.npz", lengths=[4, 8])).meta.note
+        note = trace_of(self.npz(tmp_path / "x.npz", sequence=[0, 1], lenghts=[4, 8])).meta.note
+        assert "not read: the keys sequence, lenghts, unknown in this format (known: experts, starts, lengths," in note
+
+    def test_layers_beyond_any_model_are_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(FileError, match="names layer 10,001; a model has at most 10,000"):
+            read(self.npz(tmp_path / "x.npz", experts=np.ones((1, 10_002, 1), np.uint8)))
+        with pytest.raises(UserError, match="import option model_layers"):
+            read(self.npz(tmp_path / "x.npz"), model_layers=(0, 1, 1 << 31))
+
     @pytest.mark.parametrize(
         ("arrays", "message"),
         [
@@ -669,12 +680,88 @@ class TestCsv:
             ("token,layer,experts\n0,zero,1 2\n", "conversion error"),
             ("token,layer,experts\n0,0,\n", "lacks a value"),
             ("token,layer,experts\n0,0,1 2\n0,1,1 2\n1,0,2 3\n", "not the same tokens in every layer"),
-            ("token,layer,experts\n", "no row with a choice"),
+            ("token,layer,experts", "column names and no rows"),
+            ("token,layer,experts\r\n\n", "column names and no rows"),
+            ("token,layer,experts\n0,2147483647,1 2\n", "names layer 2,147,483,647; a model has at most 10,000"),
         ],
     )
     def test_a_wrong_file_is_refused(self, tmp_path: Path, text: str, message: str) -> None:
         (tmp_path / "x.csv").write_text(text)
         with pytest.raises(FileError, match=message):
+            read(tmp_path / "x.csv")
+
+    def test_text_of_the_file_is_told_in_short(self, tmp_path: Path) -> None:
+        long, path = "x" * 300_000, tmp_path / "x.csv"
+        heading = "token,layer,experts,sequence\n"
+        for text in (
+            f"{heading}0,0,1 {long},a\n",
+            f"{heading}0,{long},1 2,a\n",
+            f"{heading}0,0,1 2,{long}\n0,1,1 2,{long}\n1,1,1 2,{long}\n",
+            f"layer,experts,{long[:30_000]}\n0,1 2,0\n",
+        ):
+            path.write_text(text)
+            with pytest.raises(FileError, match=r"x\.csv") as caught:
+                read(path)
+            assert len(str(caught.value)) < len(str(path)) + 300
+        (tmp_path / "y").write_text(json.dumps({f"{name}{long}/expert_counts/c4": [[1]] for name in "ab"}))
+        with pytest.raises(UserError, match="option part") as told:
+            read(tmp_path / "y", format="olmoe-counts")
+        assert len(str(told.value)) < len(str(path)) + 500
+
+    def test_a_column_that_is_not_read_is_noted(self, tmp_path: Path) -> None:
+        (tmp_path / "x.csv").write_text("token,layer,experts,sequenze,\n0,0,1 2,a,\n1,0,2 3,b,\n")
+        note = trace_of(tmp_path / "x.csv").meta.note
+        assert "not read: the column sequenze, unknown in this format (known: token, layer, experts, sequence)" in note
+
+
+class TestMark:
+    """Windows puts a mark before UTF-8: a file with it says what it says without."""
+
+    def same(self, path: Path, **options: Any) -> None:
+        plain = read(path, **options)
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+        marked = read(path, **options)
+        assert type(plain) is type(marked)
+        held = [getattr(plain, name) for name in ("experts", "counts", "used") if hasattr(plain, name)]
+        again = [getattr(marked, name) for name in ("experts", "counts", "used") if hasattr(marked, name)]
+        assert len(held) == 1
+        np.testing.assert_array_equal(held[0], again[0])
+        assert getattr(plain, "meta", None) == getattr(marked, "meta", None)
+
+    @pytest.mark.parametrize("text", ["token,layer,experts\n0,0,1 2\n1,0,0 3\n", '4,"1 2"\n4,"0 3"\n'])
+    def test_csv(self, tmp_path: Path, text: str) -> None:
+        (tmp_path / "x.csv").write_text(text)
+        self.same(tmp_path / "x.csv")
+
+    @pytest.mark.parametrize(
+        "rows",
+        [
+            vllm_rows(choices()),
+            [{"type": "meta", "num_experts": 8}, *vllm_rows(choices())],
+            megatron_rows(choices(), 0),
+            [{"routed_experts": choices().tolist()}],
+            [{"routed_experts": choices().tolist()}] * 2,
+            [{"meta_info": {"routed_experts": choices().tolist()}}],
+            [{"forward_mode": "decode", "batch_size": 1, "expert_activation": 3}],
+        ],
+    )
+    def test_json_lines(self, tmp_path: Path, rows: list[Any]) -> None:
+        self.same(write_lines(tmp_path / "x.jsonl", rows))
+
+    @pytest.mark.parametrize("value", [{"m/expert_counts/c4": [[1, 2]]}, {"logical_count": [[1, 2]]}])
+    @pytest.mark.parametrize("indent", [None, 1])
+    def test_json(self, tmp_path: Path, value: Any, indent: int | None) -> None:
+        (tmp_path / "x.json").write_text(json.dumps(value, indent=indent))
+        self.same(tmp_path / "x.json", top_k=1)
+
+    def test_the_sequences_beside_an_npz(self, tmp_path: Path) -> None:
+        np.savez(tmp_path / "x.npz", experts=choices())
+        (tmp_path / "x.json").write_text(json.dumps([{"start": 0, "tokens": T, "domain": "a"}]))
+        self.same(tmp_path / "x.json")
+
+    def test_a_mark_alone_is_an_empty_file(self, tmp_path: Path) -> None:
+        (tmp_path / "x.csv").write_bytes(b"\xef\xbb\xbf\r\n")
+        with pytest.raises(FileError, match="it is empty"):
             read(tmp_path / "x.csv")
 
 

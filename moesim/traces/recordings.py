@@ -9,7 +9,7 @@ from typing import Any
 
 from moesim.catalog import recorded
 from moesim.catalog.yaml_files import parse_mapping
-from moesim.errors import UserError
+from moesim.errors import UserError, shorten
 from moesim.traces import importers, store
 from moesim.traces.counts import Recording
 
@@ -27,7 +27,7 @@ def read_recording(
     for option in options or ():
         key, equals, value = option.partition("=")
         if not equals:
-            raise UserError(f"--option {option!r} is not of the form key=value")
+            raise UserError(f"--option {shorten(option)!r} is not of the form key=value")
         given[key] = parse_mapping(f"value: {value}", f"--option {key}")["value"]
     if not Path(recording).exists():
         recorded.find("traces", str(recording))

@@ -6,6 +6,7 @@ T tokens, L MoE layers, K choices, S sequences, E experts, D domains.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from pydantic import Field
 from moesim.specs.base import Spec
 
 Ids = NDArray[np.unsignedinteger]
+MAX_LAYERS = 10_000
+"""Of a model, as its description allows; some tools number its layers from 0, others from 1."""
 
 
 class TraceMeta(Spec):
@@ -22,7 +25,7 @@ class TraceMeta(Spec):
 
     experts: int = Field(strict=True, ge=1, le=65534)
     top_k: int = Field(strict=True, ge=1, le=65534)
-    model_layers: tuple[int, ...]
+    model_layers: tuple[Annotated[int, Field(ge=0, le=MAX_LAYERS)], ...]
     domains: tuple[str, ...] = ("",)
     ordered: bool = True
     model: str = ""

@@ -74,7 +74,7 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> NDArray[Any]:
-    where = Path(f"{path}:{entry.filename}")
+    where = Path(f"{path}:{shorten(entry.filename)}")
     try:
         with archive.open(entry) as file:
             shape, kind, begin = _header(file, where)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -21,6 +22,7 @@ from moesim.traces.importers.arrays import zip_names
 from moesim.traces.importers.json_text import MAX_TEXT, parse_json
 from moesim.traces.tensors import is_tensor_file, read_tensors
 from moesim.traces.torch_files import load_torch
+from moesim.traces.trace import MAX_LAYERS
 
 Kind = Literal["folder", "tensors", "npy", "npz", "torch", "pickle", "json", "text", "binary", "empty"]
 HEAD = 1 << 16
@@ -36,7 +38,7 @@ class ImportOptions(Spec):
     experts: int | None = Field(default=None, ge=1, le=65534)
     top_k: int | None = Field(default=None, ge=1, le=65534)
     layers: int | None = Field(default=None, ge=1, le=10000)
-    model_layers: tuple[int, ...] | None = None
+    model_layers: tuple[Annotated[int, Field(ge=0, le=MAX_LAYERS)], ...] | None = None
     dense_layers: tuple[int, ...] = ()
     sequence_length: int | None = Field(default=None, ge=1)
     ranks: tuple[int, ...] | None = None
@@ -59,13 +61,22 @@ class ImportOptions(Spec):
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(map(str, first["loc"]))
-            raise UserError(f"import option {where}: {shorten(first['msg'], 200)}") from error
+            raise UserError(f"import option {shorten(where)}: {shorten(first['msg'], 200)}") from error
 
     def need_top_k(self, source: Path) -> int:
         """`top_k`; raises `UserError` where it is absent."""
         if self.top_k is None:
             raise UserError(f"{source} does not say how many experts a token chooses; give the option top_k, e.g. 8")
         return self.top_k
+
+
+def model_places(layers: Iterable[int], path: Path) -> tuple[int, ...]:
+    """Each recorded layer's place in the model; raises `FileError` for one that no model has."""
+    places = tuple(int(layer) for layer in layers)
+    far = next((place for place in places if place > MAX_LAYERS), None)
+    if far is not None:
+        raise FileError(f"cannot read {path}: it names layer {far:,}; a model has at most {MAX_LAYERS:,} layers")
+    return places
 
 
 class Source:
@@ -92,12 +103,12 @@ class Source:
 
     @cached_property
     def head(self) -> bytes:
-        """The file's first bytes; empty for a folder."""
+        """The file's first bytes, without the mark that Windows puts before UTF-8; empty for a folder."""
         if self._is_folder:
             return b""
         try:
             with self.path.open("rb") as file:
-                return file.read(HEAD)
+                return file.read(HEAD).removeprefix(BOM_UTF8)
         except OSError as error:
             raise FileError(f"cannot read {self.path}: {error.strerror or error}") from error
 

@@ -5,7 +5,7 @@ T tokens, L layers, K choices, S sequences. Choices come as whole numbers, negat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.errors import FileError, UserError
-from moesim.traces.importers.base import ImportOptions
+from moesim.errors import FileError, UserError, shorten
+from moesim.traces.importers.base import ImportOptions, model_places
 from moesim.traces.trace import RouterTrace, TraceMeta, type_for
 
 _CHUNK = 1 << 16
@@ -88,6 +88,17 @@ def even_lengths(tokens: int, options: ImportOptions, path: Path, notes: list[st
 def count_noun(number: int, noun: str) -> str:
     """ "1 row", "2 rows"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def not_read(kind: str, names: Iterable[str], known: Sequence[str]) -> list[str]:
+    """The note on names of a file that its format does not know (its "column" or "key"); none where it knows all."""
+    strange = [name for name in names if name and name not in known]
+    if not strange:
+        return []
+    return [
+        f"not read: the {kind}{'' if len(strange) == 1 else 's'} {shorten(', '.join(strange))}, unknown in this "
+        f"format (known: {', '.join(known)})"
+    ]
 
 
 def _recorded_layers(draft: Draft, options: ImportOptions) -> list[int]:
@@ -204,7 +215,8 @@ def _int32(values: NDArray[Any], what: str, path: Path) -> NDArray[np.int32]:
 def _model_layers(draft: Draft, options: ImportOptions, layers: list[int]) -> tuple[int, ...]:
     """The model's layer of each recorded one."""
     if options.model_layers is None:
-        return tuple(int(draft.layers[index]) for index in layers) if draft.layers is not None else tuple(layers)
+        named = layers if draft.layers is None else [draft.layers[index] for index in layers]
+        return model_places(named, draft.path)
     if len(options.model_layers) != len(layers):
         raise UserError(f"option model_layers names {len(options.model_layers)} layers; {draft.path} has {len(layers)}")
     return options.model_layers

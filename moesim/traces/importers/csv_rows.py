@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.csv as pv
 
 from moesim.errors import FileError, nearest_hint, shorten
-from moesim.traces.importers.base import Importer, ImportOptions, Source
-from moesim.traces.importers.build import Draft, build
+from moesim.traces.importers.base import HEAD, Importer, ImportOptions, Source
+from moesim.traces.importers.build import Draft, build, not_read
 from moesim.traces.importers.lines import PIECE, Rows, first_names, lists_to_block, put_together, run_lengths
 from moesim.traces.trace import RouterTrace
 
@@ -41,23 +41,28 @@ def _read(source: Source, options: ImportOptions) -> RouterTrace:
     bare = _is_bare(names)
     if not bare and not {"token", "layer", "experts"} <= set(names):
         missing = next(name for name in ("token", "layer", "experts") if name not in names)
-        raise FileError(
-            f"cannot read {source.path}: its first line has no column {missing}{nearest_hint(missing, names)}"
-        )
+        hint = nearest_hint(missing, map(shorten, names))
+        raise FileError(f"cannot read {source.path}: its first line has no column {missing}{hint}")
+    if not bare and len(source.head) < HEAD and b"\n" not in source.head.strip():
+        raise FileError(f"cannot read {source.path}: it has column names and no rows")
     sequences: dict[Any, int] = {}
     parts = [_rows(batch, sequences, source) for batch in _batches(source, _BARE if bare else names)]
     rows = Rows.joined([part for part in parts if part is not None], source.path)
     known = list(sequences)
     block = put_together(
-        rows, source.path, lambda key: f"sequence {known[key]!r} has not the same tokens in every layer (cut file?)"
+        rows,
+        source.path,
+        lambda key: f"sequence {shorten(repr(known[key]))} has not the same tokens in every layer (cut file?)",
     )
+    notes = [] if bare else not_read("column", names, _NAMED)
+    notes += [] if len(known) > 1 else ["the file names no sequences: read as one"]
     draft = Draft(
         path=source.path,
         choices=block.choices,
         lengths=run_lengths(block.key),
         layers=block.layers,
         software="llama.cpp" if bare else "",
-        notes=[] if len(known) > 1 else ["the file names no sequences: read as one"],
+        notes=notes,
     )
     return build(draft, options)
 
@@ -86,7 +91,8 @@ def _rows(batch: pa.RecordBatch, sequences: dict[Any, int], source: Source) -> R
     try:
         numbers = pc.cast(lists, pa.list_(pa.int32()))
     except pa.ArrowException as error:
-        raise FileError(f"cannot read {source.path}: experts are not names separated by spaces: {error}") from error
+        told = shorten(str(error), 160)
+        raise FileError(f"cannot read {source.path}: experts are not names separated by spaces: {told}") from error
     names = column.get("sequence", pa.array(np.zeros(batch.num_rows, np.int8)))
     return Rows(
         key=first_names(names, sequences),

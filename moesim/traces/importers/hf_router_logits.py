@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.errors import FileError, UserError
+from moesim.errors import FileError, UserError, shorten
 from moesim.routing.routers import router
 from moesim.routing.routers.base import Batch, Router
 from moesim.traces.importers.arrays import read_npy
@@ -92,9 +92,8 @@ def _layers(source: Source) -> tuple[list[NDArray[Any]], NDArray[np.float64] | N
         layers = [arrays[name] for name in sorted(arrays, key=lambda name: [int(n) for n in _NUMBER.findall(name)])]
     shapes = {layer.shape for layer in layers}
     if len(shapes) != 1 or len(next(iter(shapes))) != 2 or 0 in next(iter(shapes)):
-        raise FileError(
-            f"cannot read {source.path}: its layers are not of one shape [tokens, experts]: {sorted(shapes)}"
-        )
+        told = shorten(sorted(shapes), 160)
+        raise FileError(f"cannot read {source.path}: its layers are not of one shape [tokens, experts]: {told}")
     if bias is not None and bias.shape != (len(layers), layers[0].shape[1]):
         raise FileError(f"cannot read {source.path}: its bias {bias.shape} is not [layers, experts]")
     return layers, None if bias is None else bias.astype(np.float64)

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from moesim.errors import FileError, shorten
 from moesim.inputs import source_of
 from moesim.traces.importers.json_text import MAX_TEXT, parse_json
+from moesim.traces.trace import MAX_LAYERS
 
 PIECE = 16 << 20
 MAX_LINE = MAX_TEXT
 MAX_CHOICES = 512
 MAX_NUMBERS = 1 << 31
-MAX_LAYERS = 10_000
 MAX_SPARSE = 8
 FREE_NUMBERS = 1 << 24
 Integers = NDArray[np.int64]

@@ -16,12 +16,13 @@ from moesim.errors import FileError, shorten
 from moesim.inputs import source_of
 from moesim.traces.importers.arrays import read_npz
 from moesim.traces.importers.base import Importer, ImportOptions, Source
-from moesim.traces.importers.build import Draft, build, even_lengths
+from moesim.traces.importers.build import Draft, build, even_lengths, not_read
 from moesim.traces.importers.json_text import parse_json
 from moesim.traces.importers.sglang import whole_numbers
 from moesim.traces.trace import RouterTrace
 
 _MAX_JSON = 64 << 20
+_KEYS = ("experts", "starts", "lengths", "domain", "step", "token_id", "weights")
 
 
 def _recognises(source: Source) -> bool:
@@ -48,7 +49,7 @@ def _read(source: Source, options: ImportOptions) -> RouterTrace:
         raise FileError(
             f"cannot read {path}: experts is {choices.dtype} {choices.shape}, not [tokens, layers, choices]"
         )
-    notes: list[str] = []
+    notes = not_read("key", arrays, _KEYS)
     lengths, domain, domains = _sequences(path, arrays, len(choices), options, notes)
     _check_sizes(path, arrays, choices.shape, len(lengths))
     draft = Draft(

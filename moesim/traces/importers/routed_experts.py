@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.errors import FileError
+from moesim.errors import FileError, shorten
 from moesim.traces.importers.base import Importer, ImportOptions, Source
 from moesim.traces.importers.build import Draft, build
 from moesim.traces.importers.lines import json_rows
@@ -103,7 +103,9 @@ def _shape(size: int, shape: Any, options: ImportOptions, where: str) -> tuple[i
         shape = [size // (options.layers * options.top_k), options.layers, options.top_k]
     sound = isinstance(shape, list) and len(shape) == 3 and all(type(axis) is int and axis > 0 for axis in shape)
     if not sound or shape[0] * shape[1] * shape[2] != size:
-        raise FileError(f"cannot read {where}: {size:,} numbers are not of the shape [tokens, layers, choices] {shape}")
+        raise FileError(
+            f"cannot read {where}: {size:,} numbers are not of the shape [tokens, layers, choices] {shorten(shape)}"
+        )
     return shape[0], shape[1], shape[2]
 
 

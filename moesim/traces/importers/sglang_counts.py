@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from moesim.errors import FileError
 from moesim.traces.counts import RouterCounts
-from moesim.traces.importers.base import Importer, ImportOptions, Source
+from moesim.traces.importers.base import Importer, ImportOptions, Source, model_places
 from moesim.traces.importers.sglang import array_of_lists, logical_map, recordings, records_of, sample, whole_numbers
 from moesim.traces.trace import TraceMeta
 
@@ -33,7 +33,7 @@ def counts_of(
     if not recorded.all():
         notes.append(f"without the dense layers {', '.join(map(str, np.flatnonzero(~recorded)))}")
     kept = counts[np.ix_(used, recorded)]
-    layers = options.model_layers or tuple(int(layer) for layer in np.flatnonzero(recorded))
+    layers = options.model_layers or model_places(np.flatnonzero(recorded), source.path)
     if len(layers) != kept.shape[1]:
         raise FileError(f"option model_layers names {len(layers)} layers; {source.path} has {kept.shape[1]}")
     meta = TraceMeta(

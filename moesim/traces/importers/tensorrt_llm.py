@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from moesim.errors import FileError, shorten
 from moesim.inputs import source_of
 from moesim.traces.counts import RouterCounts
-from moesim.traces.importers.base import Importer, ImportOptions, Source
+from moesim.traces.importers.base import Importer, ImportOptions, Source, model_places
 from moesim.traces.importers.json_text import parse_json
 from moesim.traces.tensors import read_tensors
 from moesim.traces.trace import TraceMeta
@@ -47,7 +47,7 @@ def _read(source: Source, options: ImportOptions) -> RouterCounts:
     meta = TraceMeta(
         experts=experts,
         top_k=top_k,
-        model_layers=options.model_layers or tuple(layers),
+        model_layers=options.model_layers or model_places(layers, source.path),
         domains=(options.domain,),
         model=options.model,
         source=options.source,

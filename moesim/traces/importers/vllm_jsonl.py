@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from moesim.errors import FileError
+from moesim.errors import FileError, shorten
 from moesim.traces.importers.base import Importer, ImportOptions, Source
 from moesim.traces.importers.build import Draft, build, count_noun
 from moesim.traces.importers.lines import (
@@ -51,7 +51,9 @@ def _read(source: Source, options: ImportOptions) -> RouterTrace:
     rows = Rows.joined(parts, path)
     names = list(requests)
     block = put_together(
-        rows, path, lambda key: f"request {names[key]!r} has not the same tokens in every layer (cut file?)"
+        rows,
+        path,
+        lambda key: f"request {shorten(repr(names[key]))} has not the same tokens in every layer (cut file?)",
     )
     warm_up = _warm_up(block)
     keep = ~warm_up if warm_up.any() else slice(None)
