@@ -11,7 +11,8 @@ from test_capacity_overflow import mix, word_of
 
 from moesim.routing import _capacity_kernels as kernels
 from moesim.routing.capacity import DIALECTS, CapacityRule
-from moesim.routing.overflow import _falling, gates_of
+from moesim.routing.overflow import _falling, gates_of, settle
+from moesim.specs.routing import CapacitySpec
 
 STEP, WORD = 0x9E3779B97F4A7C15, 2**64 - 1
 HALF, SEED = 1 << 63, 0xDEADBEEFCAFEF00D
@@ -215,3 +216,34 @@ def test_only_those_who_say_so_stop_at_the_number_of_tokens() -> None:
     found = {name: rule.rows(64.0, 10, 2, 1) for name, rule in DIALECTS.items()}
     assert found == {**dict.fromkeys(DIALECTS, 320), "mesh-tf": 10}
     assert not CapacityRule(1.0, DIALECTS["megatron"]).per_rank
+
+
+def test_two_rows_of_the_table_hold_all_between_them() -> None:
+    """The first token's last arrival is on a row, the other's most of a step behind it, whatever lies between."""
+    weights, seed = np.array([[1.0, 3.0, 0.5, 2.0]]), 7
+    times = np.array([[0.2, 0.8], [0.1, 0.8 * math.exp(0.97 * kernels.STRIDE)]])
+    choices, rest = np.array([[0, 1], [3, 1]], np.uint16), np.zeros(2)
+    kernels.rest_of_row(choices.ravel(), weights[0], np.arange(2), times, np.uint64(seed), rest)
+    exact = [plain_rest(chosen, weights[0], times[t, 1], seed, t) for t, chosen in enumerate(choices)]
+    np.testing.assert_allclose(rest, exact, rtol=0.003)
+
+
+def test_others_that_weigh_a_trillionth_are_nothing() -> None:
+    """Less than a billionth of the least chosen one's own power is left out, more is not."""
+    times, choices, seed = np.array([[0.2, 0.25]]), np.array([[0, 1]], np.uint16), 7
+    for other, there in ((1e-12, False), (1e-8, True)):
+        weight, rest = np.array([1.0, 1.0, other]), np.full(1, -1.0)
+        kernels.rest_of_row(choices.ravel(), weight, np.arange(1), times, np.uint64(seed), rest)
+        assert (rest[0] > 0.0) == there
+        assert rest[0] >= 0.0
+
+
+def test_what_is_random_is_of_seed_0_unless_said() -> None:
+    choices, weights, row = drawn()
+    np.testing.assert_array_equal(gates_of(choices, weights, row), gates_of(choices, weights, row, 0, "softmax"))
+    rule = CapacityRule(1.0, DIALECTS["megatron"].changed(CapacitySpec(factor=1.0, priority="random")), "reroute")
+    rows, found = np.full(10, 3), []
+    for seed in ({}, {"seed": 0}, {"seed": 1}):
+        found.append(settle(rule, choices, rows, **seed).choices)
+    np.testing.assert_array_equal(found[0], found[1])
+    assert (found[0] != found[2]).any()

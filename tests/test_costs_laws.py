@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from moesim import catalog
-from moesim.costs import compute
+from moesim.costs import compute, reliability
 from moesim.costs.compute import Rates
+from moesim.errors import InfeasibleError
 from moesim.specs.gpu import GpuSpec
+from moesim.specs.workload import FailuresSpec
 
 LAW = compute.coefficients()
 
@@ -131,6 +133,7 @@ def test_a_grouped_product_reads_the_weights_of_experts_that_have_rows() -> None
     thin = compute.experts_seconds(rows, 2.0, 16.0, by_hand(), active)
     assert thin == pytest.approx([5.0 + 2.0, 20**0.5 + 52**0.5])
     assert compute.grouped_seconds(np.array([3.0]), 2.0, 8.0) == pytest.approx(10.0)
+    assert compute.grouped_seconds(np.array([1.0, 0.5, 0.0]), 6.0, 8.0) == pytest.approx(10.0 + 73**0.5)
 
 
 def test_a_rounded_maximum() -> None:
@@ -139,3 +142,52 @@ def test_a_rounded_maximum() -> None:
     assert compute.smooth_max(0.0, 0.0, 8.0) == 0.0
     assert compute.smooth_max(0.0, 2.0, 8.0) == 2.0
     assert compute.smooth_max(2.0, 2.0, 4.0) == pytest.approx(2 * 2**0.25)
+
+
+def test_intervals_between_checkpoints() -> None:
+    """Young: sqrt(2 C M). Daly: times 1 + sqrt(C / 2M) / 3 + (C / 2M) / 9, less C; M itself from C = 2 M on."""
+    np.testing.assert_allclose(reliability.young_interval([8.0, 2.0], 4.0), [8.0, 4.0])
+    write = np.array([0.08, 2.0, 7.9, 8.0, 12.0, 80.0])
+    young, part = np.sqrt(8 * write[:3]), write[:3] / 8
+    exact = [*(young * (1 + np.sqrt(part) / 3 + part / 9) - write[:3]), 4.0, 4.0, 4.0]
+    np.testing.assert_allclose(reliability.daly_interval(write, 4.0), exact, rtol=1e-12)
+
+
+def failures(**changes: Any) -> FailuresSpec:
+    plain = {"mean_time_between_failures": 1e6, "restart": 60.0, "checkpoint": {"write": 20.0, "load": 30.0}}
+    return FailuresSpec.model_validate({**plain, **changes})
+
+
+def test_a_runs_plan_by_hand() -> None:
+    """100 GPUs fail every 1e4 s; 25 steps of 10 s a segment, and what remains of 110 in the last one."""
+    stated = failures(checkpoint={"write": 20.0, "load": 30.0, "interval": 254.0})
+    plan = reliability.plan_run(stated, 100, 110, 10.0)
+    assert (plan.segment_steps, plan.segments, plan.last_steps, plan.interval, plan.useful) == (
+        25,
+        5,
+        10,
+        250.0,
+        1100.0,
+    )
+    assert plan.rate == pytest.approx(1e-4)
+    assert plan.chance == pytest.approx(np.exp(-(30 + 250 + 20) / 1e4))
+    assert (plan.write, plan.load, plan.restart, plan.spares, plan.repair) == (20.0, 30.0, 60.0, None, 0.0)
+    even = reliability.plan_run(stated, 100, 100, 10.0)
+    assert (even.segments, even.last_steps) == (4, 25)
+    assert reliability.plan_run(stated, 100, 7, 10.0).segment_steps == 7
+    assert reliability.plan_run(stated, 100, 7, 1000.0).segment_steps == 1
+    auto = reliability.plan_run(failures(), 100, 1000, 10.0)
+    assert auto.segment_steps == round(float(reliability.daly_interval(20.0, 1e4)) / 10)
+    spare = reliability.plan_run(failures(spares={"hosts": 3, "repair": 3600.0}), 100, 110, 10.0)
+    assert (spare.spares, spare.repair) == (3, 3600.0)
+
+
+def test_a_segment_that_ends_once_in_a_hundred_tries_is_the_last_one_taken() -> None:
+    """exp(-4.60) is above 0.01, exp(-4.61) below."""
+    for seconds, legal in ((4.60e6 - 50, True), (4.61e6 - 50, False)):
+        stated = failures(checkpoint={"write": 20.0, "load": 30.0, "interval": seconds})
+        if legal:
+            assert reliability.plan_run(stated, 1, 1, seconds).chance > reliability.LEAST_CHANCE
+        else:
+            with pytest.raises(InfeasibleError, match=r"1 GPUs fail every 11\.6 d"):
+                reliability.plan_run(stated, 1, 1, seconds)

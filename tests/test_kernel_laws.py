@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from moesim import catalog
-from moesim.costs.kernels import attention, choice, experts, formats, gemm, loads, passes, releases
+from moesim.costs.kernels import attention, choice, experts, formats, gemm, passes, releases
 from moesim.costs.kernels.choice import Choice, choose
 from moesim.costs.kernels.experts import ExpertWork, experts_law
 from moesim.costs.kernels.formats import Format, number_format
@@ -158,6 +158,10 @@ def test_attention_by_its_terms(direction: Any, latent: bool) -> None:
     assert found.seconds == pytest.approx(exact, rel=1e-12)
     stated = attention.attention_time(H100, *sizes, direction=direction, latent=latent, free_share=0.5, sequences=16)
     assert stated.seconds == found.seconds
+    # Half a sequence more: its keys are read too.
+    half, (_, *rest) = {"direction": direction, "latent": latent}, sizes
+    counted = attention.attention_time(H100, 768, *rest, sequences=1.5, causal=False, **half)
+    assert attention.attention_time(H100, 768, *rest, causal=False, **half).seconds == counted.seconds
 
 
 def test_attention_asks_for_sense_and_names_its_format() -> None:
@@ -167,7 +171,8 @@ def test_attention_asks_for_sense_and_names_its_format() -> None:
     told = {dtype: attention._format(H100, dtype)[0] for dtype in ("bf16", "fp8", "mxfp8", "int8", "w4a16")}
     assert told == {"bf16": "bf16", "fp8": "fp8", "mxfp8": "fp8", "int8": "bf16", "w4a16": "bf16"}
     assert attention._format(nobody(), "fp8") == ("bf16", ("fp8: attention in bf16",))
-    assert attention._format(H100, "fp8")[1] == ()
+    assert attention._format(H100, "fp8")[1] == attention._format(H100, "bf16")[1] == ()
+    assert attention._format(nobody(), "fp16") == ("fp16", ())
     assert attention._format(H100, "mxfp8")[1] == ("mxfp8: attention in fp8",)
 
 
@@ -246,6 +251,7 @@ def test_an_optimizer_step() -> None:
     [
         ("trtllm 1.3.0", "TensorRT-LLM v1.3.0", True),
         ("trtllm 1.3.0", "1.3.0", True),
+        ("trtllm 1.3.0", "tensorrt release v1.3.0", True),
         ("trtllm 1.3.0", "trtllm", True),
         ("trtllm 1.3.0", "trtllm 1.2.0", False),
         ("trtllm 1.3.0", "vllm 1.3.0", False),
@@ -267,19 +273,3 @@ def test_another_release_takes_its_factor() -> None:
     assert releases.answering(found, "sglang 0.5.1")[:2] == (1.0, False)
     assert releases.product_of("vllm_fused_moe") == "vllm"
     assert releases.product_of("fused_vllm") is releases.product_of(None) is None
-
-
-def test_experts_over_ranks() -> None:
-    """Seven experts over three ranks: 3, 2, 2, contiguous; dealt out the largest first."""
-    counts = np.arange(1.0, 8.0)[None]
-    spread = [[[1, 2, 3], [4, 5, 0], [6, 7, 0]]]
-    np.testing.assert_array_equal(loads.spread_out(counts, 3), spread)
-    np.testing.assert_array_equal(loads.busiest_rows(counts, 3), [[6, 7, 0]])
-    # 7 | 6 | 5, then 4 to the rank of 5, 3 to that of 6, 2 to that of 7, 1 to one that has a place left.
-    np.testing.assert_array_equal(loads._dealt(counts, 3), [[[7, 2, 1], [6, 3, 0], [5, 4, 0]]])
-
-
-def test_levels_fill_the_emptiest_and_empty_the_fullest() -> None:
-    counts, target = np.array([[[1.0, 2.0, 6.0], [4.0, 8.0, 9.0]]]), np.array([[12.0, 15.0]])
-    found = loads._levelled(counts, target, 10.0)
-    np.testing.assert_allclose(found, [[[3, 3, 6], [4, 5.5, 5.5]]], atol=1e-6)

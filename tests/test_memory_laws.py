@@ -43,6 +43,8 @@ def layer(
 def test_states_by_their_shards() -> None:
     found = memory.state_bytes(100.0, Shards(2, 4, 5), BF16)
     assert found == {"weights": 100.0, "gradients": 100.0, "optimizer": 240.0}
+    uneven = memory.state_bytes(100.0, Shards(3, 7, 11), BF16)
+    assert uneven == pytest.approx({"weights": 200 / 3, "gradients": 400 / 7, "optimizer": 1200 / 11}, rel=1e-12)
     lean = PrecisionSpec(gradients="bf16", optimizer="adam-bf16-moments")
     assert memory.state_bytes(100.0, Shards(1, 1, 1), lean) == {
         "weights": 200.0,
@@ -93,6 +95,9 @@ def test_an_attention_block_and_its_experts() -> None:
     assert beside.experts == experts + 48 * 6
     assert beside.dense == 256.0 + 48 * 6
     assert layer(split=Split(expert=1, inputs=2)).attention == attention + 4 * 64
+    # Half of the layers attend to an encoder as well.
+    decoder = layer(arch="encoder-decoder", enc_layers=2, dec_layers=2)
+    assert decoder.attention == attention + (2 * 128 + 4 * 4 + 2 * 64) / 2
     assert layer(split=Split(expert=1, inputs=1, keys=2)).attention == attention + 2 * 64
 
 
@@ -187,6 +192,9 @@ def test_buffers_of_deepep_at_low_latency() -> None:
         room * 3.0,
         room * 5.0,
     )
+    # One expert: what is sent there, with its header, takes more than what comes back.
+    alone = replace(EXCHANGE, tokens=10.0, experts=1)
+    assert exchange_buffers("deepep-low-latency", alone)[0] == 2 * (10 * there + 10 * there)
 
 
 def test_buffers_of_hybrid_ep() -> None:

@@ -11,13 +11,15 @@ from test_network_topology import GROUPS, NIC, UP, cluster
 
 from moesim.network.coefficients import law
 from moesim.network.collectives import RingLaw, point_to_point, ring_bandwidth, ring_law
-from moesim.network.demand import Demand
+from moesim.network.demand import Demand, reverse
 from moesim.network.dispatchers import DISPATCHERS, Payload, dispatcher
 from moesim.network.dispatchers.base import IDEAL, Kernel, exchange
 from moesim.network.dispatchers.trust import trust
 from moesim.network.fluid import Fluid
+from moesim.network.links import links
 from moesim.network.portload import Traffic
 from moesim.network.topology import GroupNetwork, group
+from moesim.network.torus import Torus
 from moesim.specs.links import DegradedSpec
 
 US = 1e-6
@@ -90,6 +92,9 @@ def test_an_exchange_by_hand(serial: bool) -> None:
     assert there.latency == pytest.approx(2 * 4e-6 + 3e-6)
     assert there.send[1] == pytest.approx(seconds)
     assert there.busiest == pytest.approx(there.latency + seconds)
+    taken = {0: near, 8: 2000 / (UP * 0.5) + far if serial else max(2000 / (UP * 0.5), far), 1: 0.0}
+    for rank, wait in taken.items():
+        assert there.receive[rank] == pytest.approx(2 * (wait + 0.5 * (4e-6 * wait) ** 0.5))
     for port, each, (sender, taker) in ((there, 1000.0, ("sent", "got")), (back, 3000.0, ("got", "sent"))):
         rows = {"sent": {1: (6.0, 4.0), 9: (2.0, 0.0)}, "got": {0: (6.0, 0.0), 8: (2.0, 4.0)}}
         for rank in range(16):
@@ -97,6 +102,8 @@ def test_an_exchange_by_hand(serial: bool) -> None:
             assert (port.bytes_up[rank], port.bytes_out[rank]) == (sent[0] * each, sent[1] * each)
             assert (port.received_up[rank], port.received_out[rank]) == (got[0] * each, got[1] * each)
             assert port.up_send[rank] == pytest.approx(sent[0] * each / UP)
+            assert port.out_send[rank] == pytest.approx(sent[1] * each / NIC)
+            assert port.up_receive[rank] == pytest.approx(got[0] * each / UP)
             assert port.out_receive[rank] == pytest.approx(got[1] * each / NIC)
     floor = replace(kernel, send_floor=1.0, receive_floor=2.0, root=0.0)
     slow = exchange(Traffic(up, out), network, COPY, {"dispatch": floor, "combine": floor}, "port-load")[0]
@@ -222,3 +229,46 @@ def test_rounds_and_time_begin_at_nothing() -> None:
     flows.advance()
     assert (flows.now, flows.living) == (5.0, 0)
     assert flows.end.tolist() == [5.0]
+
+
+def test_a_torus_of_gpus_without_links_of_their_own_has_nics_for_links() -> None:
+    """Unless the cluster states the width of a link."""
+    plain: dict[str, Any] = {"fabric": {"kind": "torus"}, "scale_up_kind": "none", "torus_dimensions": 2}
+    for stated, width in ((None, NIC), (1e9, 1e9)):
+        found = group(cluster(16, 16, **plain).model_copy(update={"scale_up_bandwidth": stated}), 16)
+        assert (found.kind, found.scale_up_bandwidth, found.domains) == ("torus", width, 1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "wraps", "diameter", "ring"),
+    [
+        ((5,), (True,), 2, 2),
+        ((6, 3), (True, False), 3 + 2, 2 + 1),
+        ((4, 4, 4), (True, True, True), 6, 6),
+        ((2, 1), (True, False), 1, 2),
+        ((2, 3), (False, False), 1 + 2, 2),
+        ((1,), (False,), 0, 1),
+    ],
+)
+def test_how_far_and_how_wide_a_torus_is(
+    shape: tuple[int, ...], wraps: tuple[bool, ...], diameter: int, ring: int
+) -> None:
+    """Half of a closed row and all of an open one; two links of a closed row's chip and one of an open one's."""
+    found = Torus(shape, wraps)
+    assert (found.diameter, found.ring_links) == (diameter, ring)
+
+
+def test_the_way_back_keeps_partial_results_apart() -> None:
+    """Four ranks in domains of two: what came from ranks 0 and 1 to a rank goes back to their domain."""
+    tokens = np.arange(16.0).reshape(4, 4)
+    back = reverse(Demand(2 * tokens, tokens, np.zeros((4, 2)), np.full(4, 9.0), 2))
+    np.testing.assert_array_equal(back.copies, 2 * tokens.T)
+    np.testing.assert_array_equal(back.rank_tokens, tokens.T)
+    np.testing.assert_array_equal(back.domain_tokens, [[4, 20], [6, 22], [8, 24], [10, 26]])
+    np.testing.assert_array_equal(back.tokens, np.full(4, 9.0))
+
+
+def test_a_mesh_links_the_ranks_of_a_domain_alone() -> None:
+    made = links(group(cluster(4, 2, scale_up_kind="xgmi"), 4))
+    assert made.names[:4] == ("gpu0 to gpu1", "gpu1 to gpu0", "gpu2 to gpu3", "gpu3 to gpu2")
+    assert made.scale_out.tolist() == [False] * 4 + [True] * 8

@@ -124,3 +124,15 @@ def test_the_smoke_tests_environment_holds_what_is_required_and_no_more(smoke: M
     there = {path.name for path in tmp_path.iterdir()}
     assert {"pandas", "numpy", "dateutil"} <= there
     assert not {"pyarrow", "streamlit", "pytest", "moesim"} & there
+
+
+def test_the_pinned_releases_are_whole_releases_within_the_stated_bounds() -> None:
+    lines = (ROOT / ".ci" / "pins.txt").read_text(encoding="utf-8").splitlines()
+    stated = [line for line in lines if not line.startswith("#")]
+    pins = dict(line.split("==") for line in stated)
+    extras = PROJECT["optional-dependencies"]
+    wanted = [*PROJECT["dependencies"], *(text for name in ("app", "trace", "dask") for text in extras[name])]
+    assert len(wanted) >= 17
+    for requirement in map(Requirement, wanted):
+        assert requirement.specifier.contains(pins[requirement.name]), requirement
+    assert stated == sorted(stated)

@@ -59,7 +59,7 @@ def _two_sided(one: Exchange) -> Parts:
 def _deepep_normal(one: Exchange) -> Parts:
     """Rings of chunks in both tiers; each rank gets a token once, however many of its experts the token chose."""
     data: dict[str, Any] = coefficients()["deepep_normal"]
-    domains, peers = max(1, one.ranks // one.domain), min(one.ranks, one.domain)
+    domains, peers = one.ranks // one.domain, min(one.ranks, one.domain)
     channels = one.multiprocessors // 2
     beside = float(data["beside_a_token"])
     chunk = next(tokens for ranks, tokens in data["scale_up_chunk"] if one.ranks <= ranks)
@@ -72,8 +72,7 @@ def _deepep_normal(one: Exchange) -> Parts:
 def _deepep_low_latency(one: Exchange) -> Parts:
     """Room for every token at every expert, sent and received, twice; and the packed tensor that experts read."""
     data: dict[str, Any] = coefficients()["deepep_low_latency"]
-    scales = one.hidden // 128
-    there = data["header"] + max(2.0 * one.hidden, one.hidden + 4.0 * scales)
+    there = data["header"] + 2.0 * one.hidden  # in bf16, whatever is sent: fp8 with its scales takes less
     back = (2.0 + 2.0 / 128) * one.hidden
     room = one.experts * ceil(one.tokens)
     send, receive = max(one.tokens * there, room * back), room * max(there, back)

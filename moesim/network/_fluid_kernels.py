@@ -95,7 +95,7 @@ def fill(net: Net, live: Live, left: Floats, seconds: float) -> tuple[Floats, Fl
     sent, state = np.where(live.ended, 0.0, -1.0), np.zeros((net.capacity.size, 4))
     state[:, OPEN] = live.members
     widest = np.diff(net.start).max()
-    some, small = np.empty(widest + 1, np.int32), np.empty(widest + 1, np.int32)
+    some, small = np.empty(widest, np.int32), np.empty(widest, np.int32)
     heap = [(net.capacity[q] * seconds / live.members[q], q) for q in net.used if live.members[q] > 0]
     heapq.heapify(heap)
     while len(heap) > 0:

@@ -203,9 +203,7 @@ def ring_bandwidth(group: GroupNetwork) -> float:
         inside = group.scale_up_rate if group.ranks_per_domain > 1 else np.inf
     if group.domains == 1:
         return float(inside)
-    if "ring out" not in group.memo:
-        group.memo["ring out"] = ring_out_rate(group)
-    return float(min(inside, group.memo["ring out"] * group.fabric_state))
+    return float(min(inside, ring_out_rate(group) * group.fabric_state))
 
 
 def domain_efficiency(group: GroupNetwork, ranks: int) -> float:

@@ -124,13 +124,11 @@ def mesh_shares(degraded: tuple[DegradedSpec, ...], members: Members) -> Floats:
 def torus_shares(degraded: tuple[DegradedSpec, ...], members: Members, torus: Torus) -> Floats:
     """Share [N, chips, dimensions, 2] left of the torus links that leave each chip, up and down each dimension."""
     near = torus.neighbours
-    share: Floats = np.ones((members.domains, *near.shape))
     own: Floats = np.ones((members.domains, torus.chips))
     for spec in of_kind(degraded, "scale-up"):
         domain, _, chip = _seat(spec.gpu or 0, members, torus)
         own[domain, chip] = min(own[domain, chip], spec.share)
-    reached = np.where(near >= 0, own[:, near], 1.0)
-    share = np.where(near >= 0, np.minimum(own[:, :, None, None], reached), share)
+    share: Floats = np.where(near >= 0, np.minimum(own[:, :, None, None], own[:, near]), 1.0)
     for one, two, left in direct_pairs(degraded):
         (domain, box, chip), (_, other_box, other) = (_seat(gpu, members, torus) for gpu in (one, two))
         if box != other_box:

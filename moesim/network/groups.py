@@ -315,10 +315,9 @@ class GroupNetwork:
         plan, blocks = self._nics, np.zeros((self.members.domains, 1), dtype=np.int64)
         blocks[self.domain, 0] = self._block
         home = np.arange(self.gpus_per_domain) * plan.share.shape[1] // self.gpus_per_domain
-        here, kinds = np.unique(self._leaf_label), int(blocks.max() + 1) * self.gpus_per_domain
+        here = np.unique(self._leaf_label)
         homes, riders = (
-            np.bincount((blocks * self.gpus_per_domain + place).ravel(), minlength=kinds)[here]
-            for place in (home[None, :], plan.place)
+            np.bincount((blocks * self.gpus_per_domain + place).ravel())[here] for place in (home[None, :], plan.place)
         )
         return np.asarray(homes / riders, dtype=np.float64)
 
@@ -343,8 +342,7 @@ class GroupNetwork:
     @cached_property
     def slows_scale_up(self) -> bool:
         """Whether a scale-up link is degraded."""
-        found = any(spec.link == "scale-up" or spec.between for spec in self.degraded)
-        return found and self.ranks_per_domain > 1 and self.slowest_up_share < 1
+        return self.slowest_up_share < 1
 
     @cached_property
     def up_shares(self) -> Floats:

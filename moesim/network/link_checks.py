@@ -117,7 +117,8 @@ def _uplink(where: str, spec: DegradedSpec, cluster: ClusterSpec) -> Iterator[Pr
         yield Problem(where, f"a fabric of kind {fabric.kind} has no uplinks; allowed: {', '.join(TREES)}{by_name}")
         return
     blocks = -(-cluster.domains // fabric.leaf_ports)
-    rails = min(cluster.nics_per_domain or fabric.nics_per_domain or 1 << 20, cluster.gpus_per_domain)
+    gpus = cluster.gpus_per_domain
+    rails = min(cluster.nics_per_domain or fabric.nics_per_domain or gpus, gpus)
     leaves = blocks * (rails if fabric.kind == "rail-optimized" else 1)
     if spec.leaf is not None and spec.leaf >= leaves:
         yield _too_large(f"{where}.leaf", spec.leaf, leaves, "leaf switches")

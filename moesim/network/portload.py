@@ -64,8 +64,7 @@ def own_port(traffic: Traffic, group: GroupNetwork) -> PortLoads:
         return copies / rate if np.any(rate) else np.zeros(copies.shape)
 
     up = group.own_up_rates if group.slows_scale_up else group.port_bandwidth
-    stated = group.domains > 1 and (group.moves_nics or group.fabric.kind == "links")
-    out = group.reachable_nic_rates if stated else group.own_nic_rate
+    out = group.reachable_nic_rates if group.domains > 1 else group.own_nic_rate
     return PortLoads(
         seconds(traffic.up.sum(axis=-1), up),
         seconds(traffic.up.sum(axis=-2), up),

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Generator
 from dataclasses import dataclass
+from heapq import nsmallest
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from runner import PLAIN
 
 OVERHEAD = 0.01
 """Seconds that pytest adds to a test."""
+ONLOOKERS = 100
 
 
 class Watch:
@@ -56,7 +58,8 @@ class Watch:
                 str(line): sorted(test for test in tests if test and test not in self.failed)
                 for line, tests in sorted(by_line.items())
             }
-        return {"seconds": self.seconds, "lines": lines}
+        judges = {test: took for test, took in self.seconds.items() if test not in self.failed}
+        return {"seconds": judges, "lines": lines}
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,17 @@ class Reach:
         """Whether tests run its line, not the import of its file."""
         return bool(self.by_line.get(mutant.path, {}).get(str(mutant.line)))
 
+    def onlookers(self) -> set[str]:
+        """Tests that run no line of the files, the quickest of them: they may judge what the import made, such as the
+        kind of a class."""
+        busy = {test for lines in self.by_line.values() for tests in lines.values() for test in tests}
+        return set(nsmallest(ONLOOKERS, self.took.keys() - busy, key=lambda test: (self.took[test], test)))
+
     def tests(self, mutant: Mutant, most: float) -> list[str]:
         """The tests that run the mutant's line, or, of a line that runs at import, the lines that use what it defines.
 
-        The quickest case of each test function first, then each one's second, within `most` seconds.
+        Those that look at what an import made go first; else the quickest case of each test function, then each one's
+        second, within `most` seconds.
         """
         lines = self.by_line.get(mutant.path, {})
         found = set(lines.get(str(mutant.line), ()))
@@ -86,12 +96,13 @@ class Reach:
             found |= set(lines.get(str(line), ()))
         if not found:
             found = {test for tests in lines.values() for test in tests}
+        first = set() if self.is_direct(mutant) else self.onlookers()
         turns: Counter[str] = Counter()
         queue = []
-        for took, test in sorted((self.took[test], test) for test in found):
+        for took, test in sorted((self.took[test], test) for test in found | first):
             function = test.partition("[")[0]
             turns[function] += 1
-            queue.append((turns[function], took, test))
+            queue.append((0 if test in first else turns[function], took, test))
         total, kept = 0.0, []
         for _, took, test in sorted(queue):
             total += took + OVERHEAD

@@ -1,8 +1,8 @@
 """Mutants of a source file: every place where one of Cosmic Ray's operators changes it, but where nothing can see it.
 
 Left out: annotations, which stay text under `from __future__ import annotations`; the decorator that compiles a kernel,
-for kernels that are mutated run as plain Python; and bit operators in the place of arithmetic ones, which any call
-refuses.
+for kernels that are mutated run as plain Python, and the one of an overload, for the type checker alone; and bit
+operators in the place of arithmetic ones, which any call refuses.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cosmic_ray.plugins import get_operator, operator_names
 assert parso.python.tree
 
 Span = tuple[tuple[int, int], tuple[int, int]]
-COMPILING = ("compiled",)
+UNSEEN = ("compiled", "overload")
 BITWISE = ("RShift", "LShift", "BitOr", "BitAnd", "BitXor")
 
 
@@ -97,7 +97,7 @@ def _idle_spans(tree: ast.Module) -> Iterator[Span]:
             if isinstance(found, ast.expr):
                 yield _span(found)
         for decorator in getattr(node, "decorator_list", ()):
-            if isinstance(decorator, ast.Name) and decorator.id in COMPILING:
+            if isinstance(decorator, ast.Name) and decorator.id in UNSEEN:
                 (line, column), end = _span(decorator)
                 yield (line, column - 1), (end[0] + 1, 0)
 
