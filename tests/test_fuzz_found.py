@@ -285,6 +285,19 @@ class TestMeasurementTables:
         with pytest.raises(UserError, match=told):
             self.read(tmp_path, row)
 
+    @pytest.mark.parametrize("library", [4, 0.5, None, True])
+    def test_a_library_that_looks_like_a_number_is_left_as_a_name(self, tmp_path: Path, library: Any) -> None:
+        row = {
+            "kind": "all_to_all",
+            "gpu": "h100-sxm",
+            "time": 1e-3,
+            "ranks": 8,
+            "ranks_per_domain": 8,
+            "bytes": 1 << 20,
+        }
+        found = self.read(tmp_path, {**row, "library": library})
+        assert found.rows["library"].tolist() == ["nccl" if library is None else str(library)]
+
     def test_names_that_look_like_numbers_and_empty_ones(self, tmp_path: Path) -> None:
         found = self.read(tmp_path, {**self.NCCL, "dtype": 7, "lib": None})
         assert found.rows["dtype"].tolist() == ["7"]

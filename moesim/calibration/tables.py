@@ -163,6 +163,7 @@ def _with_law_names(rows: pd.DataFrame) -> pd.DataFrame:
     if "library" not in rows:
         return rows
     exchange = rows["kind"] == "dispatch_combine"
+    rows["library"] = rows["library"].map(str, na_action="ignore")  # a name may look like a number
     for which in (exchange, ~exchange & rows["library"].notna()):
         texts = rows.loc[which, "library"].astype(str)
         known = {text: names.library(text, which is exchange) for text in texts.unique()}
