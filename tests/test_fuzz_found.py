@@ -23,6 +23,7 @@ from moesim.errors import FileError, ScenarioError, UserError
 from moesim.planner import run as planning
 from moesim.routing.profile import RoutingProfile
 from moesim.scenario.loading import load
+from moesim.serving.trace_file import read_trace
 from moesim.traces.importers import read
 from moesim.traces.trace import RouterTrace
 from moesim.validation.run import validate
@@ -247,6 +248,14 @@ class TestValidationCases:
         op = {"gpu": "h100-sxm", "ranks": 16, "bytes": 1 << 20, "fabric": "{base: x}"}
         (reason,) = self.rows(tmp_path, {"id": "a", "kind": "all_to_all", "op": op, "measured": {"time": 1e-3}})
         assert "unknown fabric" in reason
+
+
+@pytest.mark.parametrize("heading", ['timestamp",input_tokens,output_tokens', 'timestamp,"input_tokens,output_tokens'])
+def test_a_heading_with_half_a_pair_of_quotes(heading: str, tmp_path: Path) -> None:
+    path = tmp_path / "requests.csv"
+    path.write_text(f"{heading}\n0.1,10,20\n1.5,7,1\n", encoding="utf-8")
+    with pytest.raises(FileError, match=r"requests\.csv"):
+        read_trace(path)
 
 
 class TestMeasurementTables:

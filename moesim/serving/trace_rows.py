@@ -48,7 +48,11 @@ def _csv(path: Path, wanted: Wanted) -> pa.Table:
         raise FileError(f"{path}: has more than {MAX_COLUMNS:,} columns")
     chosen = wanted([name.strip().strip('"').strip() for name in names])
     table = arrow_csv.read_csv(path)
-    return table.rename_columns([name.strip() for name in table.column_names]).select(list(chosen))
+    table = table.rename_columns([name.strip() for name in table.column_names])
+    for name in chosen:
+        if name not in table.column_names:
+            raise FileError(f"{path}: line 1: the quotes about column {shorten(name)} are not in pairs")
+    return table.select(list(chosen))
 
 
 def _json_lines(path: Path, wanted: Wanted) -> pa.Table:
