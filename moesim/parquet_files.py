@@ -62,7 +62,9 @@ def read_parquet(path: str | os.PathLike[str], most: Most, columns: Sequence[str
         if absent:
             raise FileError(f"cannot read {source}: it has no column {absent[0]}")
         with pq.ParquetFile(source, read_dictionary=texts) as file:
-            return _as_written(file.read(columns), schema, source, most.size)
+            table = _as_written(file.read(columns), schema, source, most.size)
+        table.validate(full=True)  # texts are UTF-8, lists end where they say
+        return table
     except _UNSOUND as error:
         raise _unsound(source, error) from error
 

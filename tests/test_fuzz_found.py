@@ -294,6 +294,14 @@ class TestMeasurementTables:
         with pytest.raises(UserError, match=told):
             self.read(tmp_path, row)
 
+    def test_text_that_is_no_text(self, tmp_path: Path) -> None:
+        path = tmp_path / "x.parquet"
+        pd.DataFrame([{"kind": "gemm", "gpu": "h100-sxm-wrong", "time": 1e-3}]).to_parquet(path)
+        path.write_bytes(path.read_bytes().replace(b"h100-sxm-wrong", b"h100-s\xf8m-wrong"))
+        for reader in (tables.read, validate):
+            with pytest.raises(FileError, match="no sound Parquet file"):
+                reader([path])
+
     @pytest.mark.parametrize("library", [4, 0.5, None, True])
     def test_a_library_that_looks_like_a_number_is_left_as_a_name(self, tmp_path: Path, library: Any) -> None:
         row = {

@@ -116,7 +116,8 @@ def test_a_prompt_in_the_cache_costs_less_and_decode_none() -> None:
 
 
 def test_whole_prompts_in_their_own_iterations_hold_decoding_up() -> None:
-    chunked, whole = state(), state("engine.chunked_prefill=false")
+    unlike = "workload.output_tokens={mean: 200, deviation: 100}"
+    chunked, whole = state(unlike), state(unlike, "engine.chunked_prefill=false")
     assert whole.time_per_output_token > chunked.time_per_output_token
 
 
@@ -148,7 +149,8 @@ def test_prompts_apart_leave_decoding_alone() -> None:
 
 
 def test_a_loop_that_starts_at_once_makes_its_first_prompts_wait() -> None:
-    few, many = state("workload.requests=32"), state("workload.requests=32000")
+    unlike = "workload.output_tokens={mean: 200, deviation: 100}"
+    few, many = state(unlike, "workload.requests=32"), state(unlike, "workload.requests=32000")
     assert few.time_to_first_token > 2 * many.time_to_first_token
     assert few.time_per_output_token == pytest.approx(many.time_per_output_token)
 

@@ -26,7 +26,8 @@ _NORMAL = np.array([NormalDist().inv_cdf(float(share)) for share in _SHARES])
 class Demand:
     """Mean tokens of a request: `prompt`, of which `cached` are there already, and `output`. `rate` in requests a
     second, or a `concurrency` that is kept. `burstiness`: squared coefficient of variation of the gaps between
-    arrivals; `sizes` [400]: prompts over the mean prompt, ascending, each equally likely."""
+    arrivals; `sizes` [400]: prompts over the mean prompt, ascending, each equally likely. `in_step`: the
+    requests of a loop have equally many output tokens, so that they end together."""
 
     prompt: float
     cached: float
@@ -35,6 +36,7 @@ class Demand:
     concurrency: int | None
     burstiness: float
     sizes: Floats
+    in_step: bool = False
 
     @property
     def new(self) -> float:
@@ -69,6 +71,7 @@ def demand_of(scenario: ServingScenario) -> Demand:
         concurrency=arrivals.concurrency,
         burstiness=arrivals.burstiness or 1.0,
         sizes=_over_mean(_quantiles(work.input_tokens)),
+        in_step=bool(arrivals.concurrency and work.output_tokens is not None and not work.output_tokens.variance),
     )
 
 

@@ -1,8 +1,9 @@
 """What the iterations of one instance hold and take: the mean one among decoding requests, and those of prompts alone.
 
 D requests decode, each for s iterations; so D / s prompts are done an iteration, which brings D / s x new prompt tokens
-into the mean one. Prompts come at random: iterations with any are fewer and hold more. A prompt is one replica's, so
-the busiest replica has more than its share, and the others wait for it.
+into the mean one. Prompts come at random: iterations with any are fewer and hold more. Where all requests of a loop
+have as many output tokens they end together and are prefilled together, in as few iterations as the token budget
+allows. A prompt is one replica's, so the busiest replica has more than its share, and the others wait for it.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ _STEEP, _ENDLESS = 0.9, 1e12
 @dataclass(frozen=True)
 class MeanIteration:
     """The mean iteration with D decoding requests: its seconds, the seconds of one with prompts, and the share of what
-    the token budget lets it do. A `share` of iterations has `tokens` of prompts."""
+    the token budget lets it do. A `share` of iterations has `tokens` of prompts. `between`: seconds from one iteration
+    in which a request decodes to the next, in the mean."""
 
     seconds: float
     with_prompts: float
     budget_use: float
+    between: float
     share: float = 0.0
     tokens: float = 0.0
 
@@ -59,6 +62,11 @@ class EngineIterations:
     def most(self) -> float:
         """Most requests at once."""
         return min(self.seats.values())
+
+    @property
+    def in_waves(self) -> bool:
+        """Whether all requests are prefilled before any of them decodes: prompts go first, and come together."""
+        return self.demand.in_step and not self.scenario.engine.chunked_prefill
 
     @property
     def seat_limit(self) -> str:
@@ -88,16 +96,23 @@ class EngineIterations:
         prompts = decoding / self.steps if self.prefills and self.steps else 0.0
         alone = self.seconds(decoding, 0.0)
         if not prompts:
-            return MeanIteration(alone, alone, 0.0)
+            return MeanIteration(alone, alone, 0.0, alone)
         tokens = prompts * demand.new
         beside = decoding if engine.chunked_prefill else 0.0
         share = least = min(1.0, tokens / room)
-        if least < 1.0:
+        if self.in_waves:
+            share = max(tokens / room, 1.0 / self.steps)
+        elif demand.in_step:
+            share = max(least, min(1.0, 1.0 / self.steps))
+        elif least < 1.0:
             share = self._share(prompts, least, alone, lambda at_once: self.seconds(beside, min(at_once, room)))
         at_once = min(tokens / share, room)
         long = self.seconds(beside, at_once)
         mean = alone + share * (long - alone if engine.chunked_prefill else long)
-        return MeanIteration(mean, long, tokens / room, share, at_once)
+        # A wave is prefilled in so many iterations, after the mean request's own (n - 1) / 2 of them; then all decode.
+        wave = share * self.steps
+        between = alone + (mean - alone) * (wave - 1.0) / (2.0 * wave) if self.in_waves else mean
+        return MeanIteration(mean, long, tokens / room, between, share, at_once)
 
     def _share(self, prompts: float, least: float, alone: float, long: Callable[[float], float]) -> float:
         """Share of iterations that have prompts, where the mean one has so many. One that has is longer, so more gather
@@ -125,9 +140,11 @@ class EngineIterations:
     def at_work(self, together: float) -> float:
         """Requests in an instance while it works, of their mean over all time: random arrivals, each to an instance
         that has none where there is one. A loop's are always there; prefill alone knows iterations that work."""
-        count = self.pool.count
-        if not self.decodes or self.demand.concurrency is not None:
+        count, loop = self.pool.count, self.demand.concurrency
+        if not self.decodes:
             return max(together, 1.0)
+        if loop is not None:
+            return max(min(together, loop / count), 1.0)
         return together * count / float(gammainc(np.arange(1, count + 1), together * count).sum())
 
     def seconds(self, decoding: float, tokens: float) -> float:
@@ -210,7 +227,7 @@ class EngineIterations:
         """The iteration of so many prompts, or of their first parts."""
         tokens = min(prompts * self.demand.new, float(self.scenario.engine.token_budget * self.replicas))
         seconds = self.seconds(0.0, tokens)
-        return MeanIteration(seconds, seconds, use, 1.0, tokens)
+        return MeanIteration(seconds, seconds, use, seconds, 1.0, tokens)
 
 
 def fixed_point(law: Callable[[float], float], start: float) -> float:

@@ -60,11 +60,11 @@ class SteadyEngine(EngineIterations):
             first, rest = self._first(guess, mean, mean.tokens), self.steps * mean.seconds
             return min(inside * rest / (first + rest), self._fed(guess, mean))
 
-        found = fixed_point(decoding, inside)
+        found = inside if self.in_waves else fixed_point(decoding, inside)
         mean = self.mean(found)
         rate = found / (self.steps * mean.seconds)
-        first = each / rate - self.steps * mean.seconds + self._start(each)
-        rate = each / (first + self.steps * mean.seconds)
+        first = each / rate - self.steps * mean.between + self._start(each)
+        rate = each / (first + self.steps * mean.between)
         binding = self.seat_limit if each > self.most else "concurrency"
         return self._state(found, mean, rate, (max(first, 0.0), binding))
 
@@ -170,7 +170,7 @@ class SteadyEngine(EngineIterations):
         batch = self.at_work(decoding + prompts) if decoding + prompts else 0.0
         held = decoding * (demand.prompt + demand.output / 2) + prompts * (demand.cached + demand.new / 2)
         held *= batch / (decoding + prompts) if batch else 0.0
-        each_token = mean.seconds / self.scenario.engine.speculative_tokens if self.steps and self.decodes else 0.0
+        each_token = mean.between / self.scenario.engine.speculative_tokens if self.steps and self.decodes else 0.0
         return SteadyState(
             feasible=True,
             binding=first[1],

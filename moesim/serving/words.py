@@ -8,14 +8,12 @@ from moesim.iteration.stack import first_token_bias, stack_note
 from moesim.randomness import Streams
 from moesim.scenario.serving import ServingScenario
 from moesim.serving.binding import limit
+from moesim.serving.demand import demand_of
 from moesim.serving.requests import draw_requests
 from moesim.serving.simulation import Run
 from moesim.serving.window import Worked
 
 LIMIT = "what limits it"
-_IN_STEP = (
-    "every request of the loop has equally many output tokens, so that they end, and are prefilled, many at a time"
-)
 
 
 def estimated(scenario: ServingScenario, binding: str) -> Iterator[str]:
@@ -24,11 +22,7 @@ def estimated(scenario: ServingScenario, binding: str) -> Iterator[str]:
     yield f"{LIMIT}: {binding}"
     yield from _beyond(scenario, _longest(scenario))
     yield from _drafting(scenario)
-    if _in_step(scenario):
-        yield (
-            f"{_IN_STEP}; this road spreads them evenly, which is up to twice as slow where answers are short:"
-            " simulate, or give output_tokens a deviation"
-        )
+    yield from _in_step(scenario)
 
 
 def simulated(scenario: ServingScenario, run: Run, worked: Worked) -> Iterator[str]:
@@ -48,8 +42,7 @@ def simulated(scenario: ServingScenario, run: Run, worked: Worked) -> Iterator[s
         yield f"the trace holds {run.requests.count:,} requests, fewer than workload.requests ({asked:,})"
     yield from _beyond(scenario, int(run.requests.input_tokens.max()))
     yield from _drafting(scenario)
-    if _in_step(scenario):
-        yield f"{_IN_STEP}: requests of unlike lengths, as they come in service, are slower where answers are short"
+    yield from _in_step(scenario)
     yield (
         "a request is let in when the KV cache has room for its prompt and all its output (no preemption); one engine's"
         " imbalance is drawn iteration by iteration from token-level routing samples"
@@ -85,12 +78,13 @@ def _drafting(scenario: ServingScenario) -> Iterator[str]:
         )
 
 
-def _in_step(scenario: ServingScenario) -> bool:
-    """Whether the requests of a closed loop may fall into step with each other."""
-    work = scenario.workload
-    together = work.kind == "serving" and (work.arrivals.concurrency or 1) > 1
-    lengths = work.output_tokens
-    return together and lengths is not None and not lengths.variance
+def _in_step(scenario: ServingScenario) -> Iterator[str]:
+    """That the requests of a closed loop fall into step with each other."""
+    if scenario.workload.kind == "serving" and demand_of(scenario).in_step:
+        yield (
+            "every request of the loop has equally many output tokens, so that they end, and are prefilled, many at a"
+            " time: requests of unlike lengths, as in service, take up to twice as long where answers are short"
+        )
 
 
 def _longest(scenario: ServingScenario) -> int:
