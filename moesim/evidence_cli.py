@@ -79,10 +79,10 @@ def steps(
     """Time whole training steps of small models, and an expert layer of each, as cases for validate and calibrate."""
     from moesim.measurement.torch_steps import measure_steps
 
-    wanted = tuple(filter(None, models.split(",")))
     with Progress() as bar:
-        found = measure_steps(out, preset, seconds, device, wanted, bar)
-    say(f"wrote {len(found)} cases to {out}; moesim validate {out} compares")
+        found = measure_steps(out, preset, seconds, device, _words(models), bar)
+    known = "cpu" not in str(found[0]["scenario"]["cluster"]["gpu"])
+    say(f"wrote {len(found)} cases to {out}; " + (f"moesim validate {out} compares" if known else "no law knows a CPU"))
 
 
 @app.command()
@@ -95,15 +95,21 @@ def predict(
 ) -> None:
     """Write down what the laws say of the cases of `measure gpu`, before a GPU is at hand to time them."""
     from moesim.measurement import plan
-    from moesim.validation.foretelling import foretell
+    from moesim.validation.foretelling import check_table, foretell
 
-    wanted = plan.cases(preset, kinds.split(",") if kinds else ())
+    wanted = plan.cases(preset, _words(kinds))
+    check_table(out)
     with Progress() as progress:
         found = foretell(gpu_name, wanted, calibration=calibration, progress=progress)
     written = found.save(out)
     say(f"wrote {len(found.rows)} predictions for {found.gpu} to {written}; once timed, moesim validate compares")
     for label, reason in found.silent:
         say(f"note: {label}: {reason}")
+
+
+def _words(text: str) -> list[str]:
+    """The words of "a, b"."""
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _tell(found: Measured, as_json: bool) -> None:

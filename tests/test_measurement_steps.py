@@ -66,7 +66,7 @@ def test_mistakes_are_told_before_anything_is_timed(tmp_path: Path) -> None:
     for asked, allowed in (
         ({"models": ["switch-top-2"]}, "switch-top-1"),
         ({"name": "tini"}, "tiny"),
-        ({"output": tmp_path / "no" / "x.yaml"}, "no folder"),
+        ({"output": tmp_path / "no" / "x.yaml"}, "No such file"),
         ({"seconds": float("nan")}, "positive"),
     ):
         with pytest.raises(UserError, match=allowed):

@@ -583,7 +583,7 @@ class TestArrays:
 
     def test_a_key_of_an_npz_that_is_not_read_is_noted(self, tmp_path: Path) -> None:
         assert "not read" not in trace_of(self.npz(tmp_path / "x.npz", lengths=[4, 8])).meta.note
-        note = trace_of(self.npz(tmp_path / "x.npz", sequence=[0, 1], lenghts=[4, 8])).meta.note
+        note = trace_of(self.npz(tmp_path / "x.npz", sequence="text", lenghts=[4, 8])).meta.note
         assert "not read: the keys sequence, lenghts, unknown in this format (known: experts, starts, lengths," in note
 
     def test_layers_beyond_any_model_are_refused(self, tmp_path: Path) -> None:
@@ -707,6 +707,12 @@ class TestCsv:
         with pytest.raises(UserError, match="option part") as told:
             read(tmp_path / "y", format="olmoe-counts")
         assert len(str(told.value)) < len(str(path)) + 500
+
+    def test_lines_that_end_as_on_an_old_macintosh(self, tmp_path: Path) -> None:
+        (tmp_path / "x.csv").write_bytes(b"token,layer,experts\r0,0,1 2\r1,0,2 3\r")
+        with pytest.raises(FileError, match=r"x\.csv") as told:
+            read(tmp_path / "x.csv", format="csv")
+        assert "no rows" not in str(told.value)
 
     def test_a_column_that_is_not_read_is_noted(self, tmp_path: Path) -> None:
         (tmp_path / "x.csv").write_text("token,layer,experts,sequenze,\n0,0,1 2,a,\n1,0,2 3,b,\n")

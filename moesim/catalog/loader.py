@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Mapping
 from copy import deepcopy
-from difflib import get_close_matches
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -169,7 +168,7 @@ def _find(kind: str, name: str, files: list[Path], seen: tuple[str, ...]) -> Ent
                 raise FileError(f"{path}: {name}: its bases go in a circle: {' -> '.join((*seen, name, base))}")
             if len(seen) >= MOST_BASES:
                 raise FileError(
-                    f"{path}: {name}: more than {MOST_BASES} entries each start from the next; name the last"
+                    f"{path}: {name}: more than {MOST_BASES} entries start from one another; base it on a later one"
                 )
             # An entry may start from the one that it replaces.
             below = files[index + 1 :] if base == name else files
@@ -256,17 +255,25 @@ def _files(kind: str) -> list[Path]:
     folder = Path(overlay).expanduser().absolute()
     if not folder.is_dir():
         raise FileError(f"{OVERLAY_VARIABLE}={shorten(overlay, 200)}: is not a folder")
-    _check_overlay(folder, folder.stat().st_mtime_ns)
+    try:
+        _check_overlay(folder, folder.stat().st_mtime_ns)
+    except OSError as error:
+        raise FileError(f"{OVERLAY_VARIABLE}={shorten(overlay, 200)}: cannot be read: {error.strerror}") from error
     return [*_files_in(folder, kind), *_packaged_files(kind)]
 
 
 @lru_cache(maxsize=8)
 def _check_overlay(folder: Path, stamp: int) -> None:
-    """Raises `FileError` for a YAML file whose name is nearly that of one that is read."""
-    for path in sorted(folder.iterdir()):
-        near = get_close_matches(path.stem, kinds(), n=1, cutoff=0.8) if path.suffix in (".yaml", ".yml") else ()
-        if near and path.name != f"{near[0]}.yaml":
-            raise FileError(f"{path}: is not read from {OVERLAY_VARIABLE} under this name; nearest: {near[0]}.yaml")
+    """Raises `FileError` for a file that is one of entries but for its name: gpu.yaml, gpus.yml, GPUs.yaml."""
+    read = {f"{kind}.yaml" for kind in kinds()}
+    for kind in kinds():
+        # `calibration.yaml` is what `moesim calibrate` writes.
+        near = {f"{kind}.yaml", f"{kind}.yml"} | ({f"{kind[:-1]}.yaml"} if kind != "calibrations" else set())
+        for name in sorted(os.listdir(folder)):
+            if name.lower() in near and name not in read:
+                raise FileError(
+                    f"{folder / name}: is not read from {OVERLAY_VARIABLE} under this name; name it {kind}.yaml"
+                )
 
 
 @cache

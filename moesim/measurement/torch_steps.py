@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from moesim.errors import UnknownNameError, UserError
-from moesim.files import write_whole
+from moesim.files import check_target, write_whole
 from moesim.measurement.outcome import today
 from moesim.measurement.steps import Item, as_yaml, layer_case, step_case
 from moesim.measurement.torch_device import choose_device, device_name, gpu_name, settled, software
@@ -45,24 +45,24 @@ def measure_steps(
     models: Iterable[str] = (),
     progress: Progress | None = None,
 ) -> list[Item]:
-    """Times the models of a preset for `seconds` each on `device` and writes the cases to `output` (.yaml).
+    """Times the models of a preset for `seconds` each on `device` and writes the cases to `output` (.yaml) at the end.
 
-    `models`: only these of the preset. Raises `UserError` for a bad argument.
+    `models`: only these of the preset. At Ctrl-C nothing is written. Raises `UserError` for a bad argument.
     """
     path = _checked(output)
     if not 0 < seconds < float("inf"):
         raise UserError(f"seconds is {seconds}; it must be a positive number")
     chosen, runs = choose_device(device), {config.name: config for config in preset(name).runs}
-    for model in (wanted := tuple(models) or tuple(runs)):
+    for model in (wanted := tuple(dict.fromkeys(models)) or tuple(runs)):
         if model not in runs:
             raise UnknownNameError("model of the preset", model, runs)
     items: list[Item] = []
     with settled(chosen):
         for number, model in enumerate(wanted):
             if progress is not None:
-                progress("measuring", number / len(wanted))
+                progress(f"measuring {model}", number / len(wanted))
             items += cases_of(runs[model], chosen, seconds)
-            write_whole(path, as_yaml(items))
+    write_whole(path, as_yaml(items))
     return items
 
 
@@ -112,6 +112,4 @@ def _checked(output: str | os.PathLike[str]) -> Path:
     path = Path(output)
     if path.suffix.lower() not in (".yaml", ".yml"):
         raise UserError(f"cannot write {path}: a file of validation cases ends in .yaml")
-    if not path.resolve().parent.is_dir():
-        raise UserError(f"cannot write {path}: there is no folder {path.resolve().parent}")
-    return path
+    return check_target(path)

@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from moesim.errors import InfeasibleError, UserError
+from moesim.errors import InfeasibleError, ScenarioError, UserError
 from moesim.provenance import Quantity
 from moesim.results.result import Result
 from moesim.roads import estimate, simulate
@@ -44,6 +44,8 @@ def ask(road: Road, scenario: AnyScenario) -> Answer:
         found: Result | ServingResult = (estimate if road == "estimate" else simulate)(
             scenario, even_if_infeasible=True
         )
+    except ScenarioError as error:
+        return Answer(road, {}, {}, {}, (), "; ".join(map(str, error.problems)))
     except (InfeasibleError, UserError) as error:
         return Answer(road, {}, {}, {}, (), str(error))
     return Answer(road, found.summary, found.breakdown, found.memory, found.notes)

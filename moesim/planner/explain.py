@@ -217,13 +217,15 @@ class Words:
         count = len(plan.overturned) + len(plan.failed)
         if not count or any(row.road == "simulate" for row in plan.rows):
             return []
-        found = [f"None of the {count} best layouts by the closed form keeps all limits when simulated."]
+        found = []
         if plan.overturned:
+            found.append(f"None of the {count} best layouts by the closed form keeps all limits when simulated.")
             near = plan.overturned[0]
             needs = " and ".join(self.weaker(key, near) for key in near.over)
             found.append(f"The nearest of them, {label(near)}, would need {needs}.")
         if plan.failed:
-            found.append(f"{len(plan.failed)} of them could not be simulated: {shorten(plan.failed[0])}.")
+            which = f"{len(plan.failed)} of the {count} best layouts by the closed form"
+            found.append(f"{which} could not be simulated: {shorten(plan.failed[0], 240)}.")
         if plan.rows:
             found.append("The winner told here keeps all limits by the closed form alone: simulate more (--simulate).")
         return [" ".join(found)]

@@ -54,7 +54,7 @@ def rebalance(
     drift, memory, settings = drift or Drift(), memory or Memory(), settings or Settings()
     _check(scenario, strategy)
     model = StepModel(scenario)
-    _check_size(model, settings)
+    _check_size(model, settings, memory)
     steps = settings.steps
     wanted = tuple(intervals) if intervals is not None else tuple(n for n in INTERVALS if n <= steps // 2)
     carries = carrier(model)
@@ -115,14 +115,14 @@ def _check(scenario: Scenario, strategy: str) -> None:
         raise UserError("placement.offload keeps experts in host memory: their moves between GPUs are not modelled")
 
 
-def _check_size(model: StepModel, settings: Settings) -> None:
+def _check_size(model: StepModel, settings: Settings, memory: Memory) -> None:
     """Raises `UserError` for a study whose loads are more numbers than are held."""
     each = settings.samples * min(len(model.moe_index), MOST_LAYERS) * model.scenario.model.n_experts
-    if settings.steps * settings.seeds * each > MOST_LOADS:
-        raise UserError(
-            f"{settings.steps:,} steps of {settings.seeds:,} seeds are too many: with {each:,} loads a step at most"
-            f" {MOST_LOADS // each:,} of both together are studied"
-        )
+    warm = warm_steps(memory)
+    if (settings.steps + warm) * settings.seeds * each > MOST_LOADS:
+        asked = f"{settings.steps:,} steps of {settings.seeds:,} seeds and {settings.samples:,} samples"
+        filled = f"{warm:,} steps to fill the memory (window, half_life)"
+        raise UserError(f"{asked}, with {filled}, are too many: at most {MOST_LOADS:,} loads are studied")
 
 
 def _groups(scenario: Scenario, strategy: str) -> int:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from moesim import catalog
 from moesim.errors import UserError
-from moesim.files import target_of, write_whole
+from moesim.files import check_target, write_whole
 from moesim.measurement.columns import names
 from moesim.measurement.plan import Case
 from moesim.validation import cases
@@ -36,14 +36,19 @@ class Foretold:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the table as CSV, the whole file or none; raises `FileError` where it cannot be written."""
-        target = target_of(path)
-        if target.suffix.lower() != ".csv":
-            raise UserError(f"cannot write {path}: a table of predictions ends in .csv")
+        target = check_table(path)
         order = [name for name in names() if any(name in row for row in self.rows)]
         text = io.StringIO()
         pd.DataFrame(list(self.rows)).to_csv(text, columns=[*order, *ANSWER], index=False, float_format="%.6g")
         write_whole(path, text.getvalue().encode())
         return target
+
+
+def check_table(path: str | os.PathLike[str]) -> Path:
+    """The table to write; raises `UserError` or `FileError` where it could not be, before anything is predicted."""
+    if Path(path).suffix.lower() != ".csv":
+        raise UserError(f"cannot write {path}: a table of predictions ends in .csv")
+    return check_target(path)
 
 
 def foretell(

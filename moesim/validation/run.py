@@ -146,7 +146,7 @@ def validate(
         if progress is not None:
             progress("validating", number / len(found))
         rows += _rows(case, predict(case, calibration=measured, simulate=simulate))
-        if number == case_files.MOST_WRONG:
+        if number + 1 == case_files.MOST_WRONG:
             _require_one(rows)
     if progress is not None:
         progress("validating", 1.0)
@@ -157,7 +157,7 @@ def _require_one(rows: list[Row]) -> None:
     """Raises `UserError` where not one of so many cases has a prediction: there is no use in going on."""
     if all(row.predicted is None for row in rows):
         raise UserError(
-            f"none of the first {len(rows):,} cases is predicted; the first, {rows[0].id}: {rows[0].reason}"
+            f"none of the first {case_files.MOST_WRONG:,} cases is predicted; the first, {rows[0].id}: {rows[0].reason}"
         )
 
 

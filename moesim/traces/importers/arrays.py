@@ -7,6 +7,7 @@ import math
 import warnings
 import zipfile
 import zlib
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from pathlib import Path
 from tokenize import TokenError
@@ -56,8 +57,8 @@ def zip_names(path: Path) -> list[str]:
     return names
 
 
-def read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of an .npz file by name; refuses one that would grow far beyond its size."""
+def read_npz(path: Path, wanted: Collection[str]) -> dict[str, NDArray[Any]]:
+    """The arrays of an .npz file whose names are wanted; refuses one that would grow far beyond its size."""
     zip_names(path)
     try:
         with zipfile.ZipFile(path) as archive:
@@ -68,7 +69,8 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
             declared = sum(entry.file_size for entry in entries)
             if declared > max(FREE_BYTES, MAX_GROWTH * path.stat().st_size):
                 raise FileError(f"cannot read {path}: it would grow to {declared:,} bytes, {MAX_GROWTH} times its size")
-            return {entry.filename.removesuffix(".npy"): _entry(archive, entry, path) for entry in entries}
+            names = {entry.filename.removesuffix(".npy"): entry for entry in entries}
+            return {name: _entry(archive, entry, path) for name, entry in names.items() if name in wanted}
     except (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
         raise FileError(f"cannot read {path}: it is a damaged archive: {shorten(str(error), 160)}") from error
 

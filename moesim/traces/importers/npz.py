@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from moesim.errors import FileError, shorten
 from moesim.inputs import source_of
-from moesim.traces.importers.arrays import read_npz
+from moesim.traces.importers.arrays import read_npz, zip_names
 from moesim.traces.importers.base import Importer, ImportOptions, Source
 from moesim.traces.importers.build import Draft, build, even_lengths, not_read
 from moesim.traces.importers.json_text import parse_json
@@ -41,15 +41,15 @@ def _read(source: Source, options: ImportOptions) -> RouterTrace:
     if source.path.suffix not in (".npz", ".json"):
         raise FileError(f"cannot read {source.path} as npz: name the .npz, or the .json beside it")
     path = source.path.with_suffix(".npz")
-    arrays = read_npz(path)
+    keys, arrays = [name.removesuffix(".npy") for name in zip_names(path)], read_npz(path, _KEYS)
     if "experts" not in arrays:
-        raise FileError(f"cannot read {path}: it has no key experts, only {shorten(', '.join(arrays))}")
+        raise FileError(f"cannot read {path}: it has no key experts, only {shorten(', '.join(keys))}")
     choices = arrays["experts"]
     if choices.ndim != 3 or choices.dtype.kind not in "iu":
         raise FileError(
             f"cannot read {path}: experts is {choices.dtype} {choices.shape}, not [tokens, layers, choices]"
         )
-    notes = not_read("key", arrays, _KEYS)
+    notes = not_read("key", keys, _KEYS)
     lengths, domain, domains = _sequences(path, arrays, len(choices), options, notes)
     _check_sizes(path, arrays, choices.shape, len(lengths))
     draft = Draft(
