@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
@@ -19,6 +20,7 @@ from moesim.errors import UserError
 from moesim.measurement import columns, plan
 from moesim.validation.foretelling import foretell
 
+needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="torch is not installed (extra `trace`)")
 SCENARIO = {
     "model": "olmoe-1b-7b",
     "cluster": {"gpu": "h100-sxm", "gpus": 8},
@@ -95,6 +97,7 @@ def test_the_shipped_facts_hold() -> None:
     assert answer["broken"] == []
 
 
+@needs_torch
 def test_mistakes_get_one_clear_message(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "words.yaml").write_text("question: nothing measured\n", encoding="utf-8")
@@ -110,6 +113,7 @@ def test_mistakes_get_one_clear_message(tmp_path: Path) -> None:
     refused(run("measure", "collectives", tmp_path / "x.csv"), 2, "torchrun")
 
 
+@needs_torch
 def test_measured_kernels_calibrate(tmp_path: Path) -> None:
     """The processor stands in for a GPU: its rows are read, but the catalog has no such GPU."""
     out = tmp_path / "cpu.csv"
