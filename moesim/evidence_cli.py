@@ -77,12 +77,15 @@ def steps(
     seconds: Annotated[float, typer.Option(help="for each model")] = 10.0,
 ) -> None:
     """Time whole training steps of small models, and an expert layer of each, as cases for validate and calibrate."""
+    from moesim import catalog
     from moesim.measurement.torch_steps import measure_steps
 
     with Progress() as bar:
         found = measure_steps(out, preset, seconds, device, _words(models), bar)
-    known = "cpu" not in str(found[0]["scenario"]["cluster"]["gpu"])
-    say(f"wrote {len(found)} cases to {out}; " + (f"moesim validate {out} compares" if known else "no law knows a CPU"))
+    timed = found[0]["scenario"]["cluster"]["gpu"]
+    known = timed in catalog.names("gpus")
+    then = f"moesim validate {out} compares" if known else f"no law knows a {timed}"
+    say(f"wrote {len(found)} cases to {out}; {then}")
 
 
 @app.command()

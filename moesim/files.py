@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -70,9 +70,11 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes, *, durable: 
         file.write(content.encode() if isinstance(content, str) else content)
 
 
-def check_target(path: str | os.PathLike[str]) -> Path:
+def check_target(path: str | os.PathLike[str], what: str = "", suffixes: Sequence[str] = ()) -> Path:
     """`path`; raises `FileError` where `whole_file` could not write there, and leaves no trace. To be asked before long
-    work."""
+    work. `what` has to end in one of `suffixes` where any are named: else a `UserError`."""
+    if suffixes and Path(path).suffix.lower() not in suffixes:
+        raise UserError(f"cannot write {path}: {what} ends in {' or '.join(suffixes)}")
     target = target_of(path)
     try:
         with draft_folder(target.parent):

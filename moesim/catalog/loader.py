@@ -265,15 +265,13 @@ def _files(kind: str) -> list[Path]:
 @lru_cache(maxsize=8)
 def _check_overlay(folder: Path, stamp: int) -> None:
     """Raises `FileError` for a file that is one of entries but for its name: gpu.yaml, gpus.yml, GPUs.yaml."""
-    read = {f"{kind}.yaml" for kind in kinds()}
-    for kind in kinds():
-        # `calibration.yaml` is what `moesim calibrate` writes.
-        near = {f"{kind}.yaml", f"{kind}.yml"} | ({f"{kind[:-1]}.yaml"} if kind != "calibrations" else set())
-        for name in sorted(os.listdir(folder)):
-            if name.lower() in near and name not in read:
-                raise FileError(
-                    f"{folder / name}: is not read from {OVERLAY_VARIABLE} under this name; name it {kind}.yaml"
-                )
+    meant = {spelling: f"{kind}.yaml" for kind in kinds() for spelling in (f"{kind}.yaml", f"{kind}.yml")}
+    # `calibration.yaml` is what `moesim calibrate` writes.
+    meant |= {f"{kind[:-1]}.yaml": f"{kind}.yaml" for kind in kinds() if kind != "calibrations"}
+    for name in sorted(os.listdir(folder)):
+        wanted = meant.get(name.lower(), name)
+        if name != wanted:
+            raise FileError(f"{folder / name}: is not read from {OVERLAY_VARIABLE} under this name; name it {wanted}")
 
 
 @cache

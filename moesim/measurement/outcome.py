@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moesim.errors import UserError
+from moesim.files import check_target
 from moesim.measurement.columns import write
 
 
@@ -76,11 +77,9 @@ class Measured:
 def checked(output: str | os.PathLike[str]) -> Path:
     """The file to write; told before the run where it cannot be."""
     path = Path(output)
-    if path.suffix.lower() not in (".csv", ".parquet"):
-        raise UserError(f"cannot write {path}: a measurement file ends in .csv or .parquet")
     if not path.resolve().parent.is_dir():
         raise UserError(f"cannot write {path}: there is no folder {path.resolve().parent}")
-    return path
+    return check_target(path, "a measurement file", (".csv", ".parquet"))
 
 
 def today() -> str:

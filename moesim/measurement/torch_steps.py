@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -49,7 +48,7 @@ def measure_steps(
 
     `models`: only these of the preset. At Ctrl-C nothing is written. Raises `UserError` for a bad argument.
     """
-    path = _checked(output)
+    path = check_target(output, "a file of validation cases", (".yaml", ".yml"))
     if not 0 < seconds < float("inf"):
         raise UserError(f"seconds is {seconds}; it must be a positive number")
     chosen, runs = choose_device(device), {config.name: config for config in preset(name).runs}
@@ -105,11 +104,3 @@ def _random_text(config: TrainingConfig, device: torch.device) -> Text:
     generator = Streams(config.seed).generator("measure/steps/tokens")
     tokens = torch.from_numpy(generator.integers(config.vocabulary, size=TOKENS).astype(np.int32)).to(device)
     return Text(("random",), (tokens,), (tokens,), "random tokens", "random")
-
-
-def _checked(output: str | os.PathLike[str]) -> Path:
-    """The file to write; told before the run where it cannot be."""
-    path = Path(output)
-    if path.suffix.lower() not in (".yaml", ".yml"):
-        raise UserError(f"cannot write {path}: a file of validation cases ends in .yaml")
-    return check_target(path)

@@ -21,8 +21,6 @@ from moesim.placement.replication import blocks_for, replicate_by_group, replica
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
-
-
 MOST_SLOTS = 65_534
 
 

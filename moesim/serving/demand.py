@@ -71,7 +71,7 @@ def demand_of(scenario: ServingScenario) -> Demand:
         concurrency=arrivals.concurrency,
         burstiness=arrivals.burstiness or 1.0,
         sizes=_over_mean(_quantiles(work.input_tokens)),
-        in_step=bool(arrivals.concurrency and work.output_tokens is not None and not work.output_tokens.variance),
+        in_step=work.in_step,
     )
 
 

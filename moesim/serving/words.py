@@ -8,7 +8,6 @@ from moesim.iteration.stack import first_token_bias, stack_note
 from moesim.randomness import Streams
 from moesim.scenario.serving import ServingScenario
 from moesim.serving.binding import limit
-from moesim.serving.demand import demand_of
 from moesim.serving.requests import draw_requests
 from moesim.serving.simulation import Run
 from moesim.serving.window import Worked
@@ -80,7 +79,7 @@ def _drafting(scenario: ServingScenario) -> Iterator[str]:
 
 def _in_step(scenario: ServingScenario) -> Iterator[str]:
     """That the requests of a closed loop fall into step with each other."""
-    if scenario.workload.kind == "serving" and demand_of(scenario).in_step:
+    if scenario.workload.kind == "serving" and scenario.workload.in_step:
         yield (
             "every request of the loop has equally many output tokens, so that they end, and are prefilled, many at a"
             " time: requests of unlike lengths, as in service, take up to twice as long where answers are short"

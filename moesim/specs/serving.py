@@ -208,6 +208,11 @@ class ServingWorkload(Spec):
     prefix_cache_share: float = Field(default=0.0, ge=0.0, lt=1.0)
     limits: LimitsSpec = LimitsSpec()
 
+    @property
+    def in_step(self) -> bool:
+        """Whether the requests of a loop have equally many output tokens, so that they end together."""
+        return bool(self.arrivals.concurrency and self.output_tokens is not None and not self.output_tokens.variance)
+
 
 class EngineSpec(Spec):
     """What the serving engine is told.

@@ -109,7 +109,7 @@ def statement(
     if isinstance(scenario, Scenario | ServingScenario):
         return _spec_of({"scenario": {}, **_asked(over, seeds, road)}, scenario.name), base_of(scenario)
     path = None if isinstance(scenario, Mapping) else named(Path(scenario))
-    document = scenario if isinstance(scenario, Mapping) else read_mapping(named(Path(scenario)))
+    document = scenario if isinstance(scenario, Mapping) else read_mapping(path or Path(scenario))
     where = str(path) if path else "sweep"
     if "scenario" not in document:
         spec = _spec_of({"scenario": {}, **_asked(over, seeds, road)}, where)

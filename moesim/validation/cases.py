@@ -83,12 +83,9 @@ def read(paths: Iterable[str | os.PathLike[str]]) -> list[Case]:
             twice = "" if told == case.where else f"the id is given twice: it stands at {told} already"
             found.append(case if not twice else _broken(case, twice))
             if len(found) == MOST_WRONG and all(one.problem for one in found):
-                raise UserError(f"not one of the first {MOST_WRONG:,} cases can be used; {_first(found[0])}")
+                example = f"the first, {found[0].where}: {found[0].problem}"
+                raise UserError(f"not one of the first {MOST_WRONG:,} cases can be used; {example}")
     return found
-
-
-def _first(case: Case) -> str:
-    return f"the first, {case.where}: {case.problem}"
 
 
 def _broken(case: Case, problem: str) -> Case:

@@ -46,9 +46,7 @@ class Foretold:
 
 def check_table(path: str | os.PathLike[str]) -> Path:
     """The table to write; raises `UserError` or `FileError` where it could not be, before anything is predicted."""
-    if Path(path).suffix.lower() != ".csv":
-        raise UserError(f"cannot write {path}: a table of predictions ends in .csv")
-    return check_target(path)
+    return check_target(path, "a table of predictions", (".csv",))
 
 
 def foretell(
